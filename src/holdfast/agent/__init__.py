@@ -1,0 +1,1 @@
+"""The node process: arena, executor of lifecycle's actions, HTTP service."""

@@ -1,0 +1,1 @@
+"""Decisions: schedule, retention, nearest source, deadline. Pure."""

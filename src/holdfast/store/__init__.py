@@ -1,0 +1,1 @@
+"""Checkpoints on tiers: catalog, commit, prune, verify."""

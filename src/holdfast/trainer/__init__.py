@@ -1,0 +1,1 @@
+"""The importer of torch: capture, stage, load, Checkpointer."""

@@ -1,0 +1,1 @@
+"""Trainer <-> agent: pages, messages, client."""

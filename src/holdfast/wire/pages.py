@@ -1,0 +1,226 @@
+"""Pages: the words in shared memory through which trainers and agent speak while training runs.
+
+A page is 4096 bytes of little-endian 64-bit words. Each word has exactly one writer at any time; a write is one
+aligned 8-byte store, so a reader sees the old value or the new one. Who writes what:
+
+- slot page: the trainer while the slot is FREE (if it is dealt to it) or FILLING, the agent while STAGED or HELD,
+  and while FREE and not dealt;
+- trainer page: its trainer; run page: the agent.
+
+A trainer sets STAGED last, after `barrier()`; the agent reads the state first.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from enum import IntEnum
+from pathlib import Path
+
+from holdfast.errors import AgentError, CapacityError
+
+PAGE_BYTES = 4096
+_VERSION = 0
+_FENCE = threading.Lock()
+
+
+def barrier() -> None:
+    """A full memory barrier: everything stored before is visible before anything stored after.
+
+    Why twice: one release may be passed by later stores on weakly ordered processors; a release followed by an
+    acquire may not.
+    """
+    for _ in range(2):
+        with _FENCE:
+            pass
+
+
+class SlotState(IntEnum):
+    """free -> filling -> staged (trainer), staged -> held -> free (agent)."""
+
+    FREE = 0
+    FILLING = 1
+    STAGED = 2
+    HELD = 3
+
+
+class Page:
+    """One mapped page. Subclasses name the words.
+
+    Args:
+        buffer: at least 4096 writable bytes, 8-byte aligned.
+    """
+
+    MAGIC = 0
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._bytes = buffer[:PAGE_BYTES]
+        self.words = self._bytes.cast("Q")
+
+    def initialise(self) -> None:
+        """Zero the page and put magic and version."""
+        self._bytes[:] = bytes(PAGE_BYTES)
+        self.words[1] = _VERSION
+        self.words[0] = self.MAGIC
+
+    @property
+    def valid(self) -> bool:
+        return self.words[0] == self.MAGIC and self.words[1] == _VERSION
+
+    def release(self) -> None:
+        """Let go of the buffer, so that its mapping can be closed."""
+        self.words.release()
+        self._bytes.release()
+
+
+class _Word:
+    """A named word of a page; `offset_one` words store value + 1, so that 0 means none."""
+
+    def __init__(self, index: int, *, optional: bool = False) -> None:
+        self.index = index
+        self.optional = optional
+
+    def __get__(self, page: Page, owner: type[Page]) -> int:
+        value = page.words[self.index]
+        return value - 1 if self.optional else value
+
+    def __set__(self, page: Page, value: int) -> None:
+        page.words[self.index] = value + 1 if self.optional else value
+
+
+class SlotPage(Page):
+    """The page in front of each slot. Optional words read -1 for none."""
+
+    MAGIC = int.from_bytes(b"HFSLOT\0\0", "little")
+    generation = _Word(2)
+    state = _Word(3)
+    dealt_rank = _Word(4, optional=True)
+    attempt = _Word(5)
+    step = _Word(6, optional=True)
+    due_mask = _Word(7)
+    force = _Word(8)
+    image_bytes = _Word(9)
+    rank = _Word(10, optional=True)
+    world_size = _Word(11)
+    image = _Word(12)
+    image_count = _Word(13)
+    owner_pid = _Word(14)
+    owner_start = _Word(15)
+    crc64nvme = _Word(16)
+    capacity_bytes = _Word(17)
+    staged_ns = _Word(18)
+    committed_mask = _Word(19)
+
+
+class TrainerPage(Page):
+    """What one rank says of itself."""
+
+    MAGIC = int.from_bytes(b"HFTRAIN\0", "little")
+    launch_hi = _Word(2)
+    launch_lo = _Word(3)
+    pid = _Word(4)
+    start = _Word(5)
+    rank = _Word(6)
+    world_size = _Word(7)
+    current_step = _Word(8, optional=True)
+    given_up_step = _Word(9, optional=True)
+    waiting_step = _Word(10, optional=True)
+    stop_signal = _Word(11)
+    proposal_ack = _Word(12)
+    proposal_nack = _Word(13)
+    attempt = _Word(14)
+    saves = _Word(15)
+    stall_ns = _Word(16)
+    stall_last_ns = _Word(17)
+    closed = _Word(18)
+
+
+class ProposalState(IntEnum):
+    """Of "save at S, then stop": proposed until every rank acknowledged it, then settled; or withdrawn."""
+
+    NONE = 0
+    PROPOSED = 1
+    SETTLED = 2
+    WITHDRAWN = 3
+
+
+class RunPage(Page):
+    """What the agent says to all ranks of the node."""
+
+    MAGIC = int.from_bytes(b"HFRUN\0\0\0", "little")
+    agent_pid = _Word(2)
+    agent_start = _Word(3)
+    heartbeat = _Word(4)
+    attempt = _Word(5)
+    superseded_by = _Word(6)
+    proposal_nonce = _Word(7)
+    proposal_step = _Word(8, optional=True)
+    proposal_state = _Word(9)
+    errors = _Word(10)
+    lagging_mask = _Word(11)
+    dropped_steps = _Word(12)
+
+
+class MappedFile:
+    """A file in the arena directory, mapped shared and writable.
+
+    Invariant: the mapping is never resized. `close` is idempotent.
+    """
+
+    def __init__(self, path: Path, size_bytes: int | None = None) -> None:
+        """Map an existing file, or create it with `size_bytes` of room that the file system has promised.
+
+        Raises: CapacityError when the room is not there; AgentError when the file is gone.
+        """
+        self.path = path
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if size_bytes is not None else 0)
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileNotFoundError as e:
+            raise AgentError(f"the arena file {path} is gone", hint="the agent ended; the next call starts one") from e
+        try:
+            if size_bytes is not None:
+                _allocate(fd, path, size_bytes)
+            self.size_bytes = os.fstat(fd).st_size
+            self._map = mmap.mmap(fd, self.size_bytes)
+        finally:
+            os.close(fd)
+        self.buffer = memoryview(self._map)
+
+    def close(self) -> None:
+        if not self._map.closed:
+            self.buffer.release()
+            self._map.close()
+
+
+def _allocate(fd: int, path: Path, size_bytes: int) -> None:
+    """Reserve the room now: a full tmpfs must be an error here, not a SIGBUS in training."""
+    try:
+        os.ftruncate(fd, size_bytes)
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as e:
+        path.unlink(missing_ok=True)
+        raise CapacityError(
+            f"cannot reserve {size_bytes} bytes in {path.parent}: {e.strerror}",
+            hint="set arena_dir (HOLDFAST_ARENA_DIR) to a larger memory file system, or enlarge /dev/shm "
+            "(docker run --shm-size, an emptyDir of medium Memory in Kubernetes)",
+        ) from e
+
+
+def process_start(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 when there is no such process.
+
+    With the pid it names a process for good: pids are reused, the pair is not.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def process_alive(pid: int, start: int) -> bool:
+    """Whether exactly that process still exists (a zombie does not)."""
+    return pid != 0 and start != 0 and process_start(pid) == start

@@ -1,0 +1,130 @@
+"""What trainer and agent say over the Unix socket: JSON bodies as typed structs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast.model.identity import CheckpointId, ImageId
+
+PROTOCOL = 1
+"""Trainer and agent must agree; a trainer that finds another number asks for a fresh agent."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Who attaches: one process of one launch. `launch` is a hex id made by rank 0."""
+
+    launch: str
+    rank: int
+    world_size: int
+    pid: int
+    start: int
+    protocol: int
+    settings: dict[str, object]
+
+
+class LaunchAnswer(msgspec.Struct, frozen=True):
+    trainer_page: str
+    run_page: str
+    agent_pid: int
+
+
+class Prepare(msgspec.Struct, frozen=True):
+    """`image_bytes` is the size of this rank's image."""
+
+    rank: int
+    image_bytes: int
+
+
+class PrepareAnswer(msgspec.Struct, frozen=True):
+    """Slots that are or will be dealt to the rank (their pages say when), by number."""
+
+    slots: list[int]
+
+
+class ClaimAttempt(msgspec.Struct, frozen=True):
+    parent: CheckpointId | None
+
+
+class AttemptAnswer(msgspec.Struct, frozen=True):
+    attempt: int
+
+
+class ImageCopies(msgspec.Struct, frozen=True):
+    """An image of a loadable checkpoint and the places that hold it, nearest first."""
+
+    id: ImageId
+    size_bytes: int
+    crc64nvme: int
+    copies: list[str]
+
+
+class Loadable(msgspec.Struct, frozen=True):
+    """The answer to "what is newest": None and `empty` on a fresh home."""
+
+    checkpoint: CheckpointId | None
+    images: list[ImageCopies]
+    empty: bool
+    problems: list[str]
+    """Newer things that are there and cannot be loaded, in words."""
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    checkpoint: CheckpointId
+    rank: int
+
+
+class FetchedImage(msgspec.Struct, frozen=True):
+    """Where an image now stands. `source` names the tier it was read from ("memory": it was here)."""
+
+    id: ImageId
+    slot: int
+    generation: int
+    size_bytes: int
+    source: str
+
+
+class FetchAnswer(msgspec.Struct, frozen=True):
+    images: list[FetchedImage]
+
+
+class BadImage(msgspec.Struct, frozen=True):
+    id: ImageId
+    slot: int
+    reason: str
+
+
+class TierState(msgspec.Struct, frozen=True):
+    """One tier's view of a step: not-due, waiting, flushing, committed, skipped, failed or dropped."""
+
+    state: str
+    error: dict[str, object] | None = None
+
+
+class SaveStatus(msgspec.Struct, frozen=True):
+    """What became of a saved step. `memory` is staged, whole, gone, failed, dropped or lost."""
+
+    memory: str
+    tiers: dict[str, TierState]
+    error: dict[str, object] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way any more."""
+        moving = {"waiting", "flushing"}
+        return self.memory != "staged" and not any(t.state in moving for t in self.tiers.values())
+
+
+class StepInfo(msgspec.Struct, frozen=True):
+    """One step of the run: where it is whole or committed, and whether the lineage left it behind."""
+
+    step: int
+    attempt: int
+    tiers: list[str]
+    size_bytes: int
+    abandoned: bool
+    problem: str = ""
+
+
+class Close(msgspec.Struct, frozen=True):
+    rank: int
+    discard: bool

@@ -1,0 +1,118 @@
+"""For every test: what it needs is there, and nothing of it is left behind."""
+
+import gc
+import importlib.util
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import settings
+
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+GRACE_S = 3.0
+# awscrt keeps its event loops for good, CUDA its devices.
+KEPT_BY_LIBRARIES = ("anon_inode:", "/dev/nvidia", "/dev/null", "/dev/urandom", "/proc/", "/sys/")
+# Carried by every process a test starts, also by one whose parent is gone.
+MARK_NAME = "PYTEST_HOLDFAST_SESSION"
+MARK = os.environ[MARK_NAME] = f"{os.getpid()}-{time.time_ns()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+            item.add_marker(pytest.mark.skip(reason="torch is not installed"))
+        elif item.get_closest_marker("gpu") and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves a process, thread, descriptor or shared-memory file."""
+    before = _what_is_open()
+    pids = set(psutil.pids())
+    yield
+    if request.node.get_closest_marker("leaks"):
+        return
+    end = time.monotonic() + GRACE_S
+    while left := _left_behind(before, pids):
+        if time.monotonic() > end:
+            pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
+        gc.collect()
+        time.sleep(0.02)
+
+
+def _left_behind(before: Counter[str], pids: set[int]) -> list[str]:
+    return sorted((_what_is_open() - before).elements()) + sorted(_processes(pids))
+
+
+def _what_is_open() -> Counter[str]:
+    return Counter([*_threads(), *_descriptors(), *_shared_memory()])
+
+
+def _threads() -> Iterator[str]:
+    """Libraries keep daemon threads of their own; ours are all named."""
+    for thread in threading.enumerate():
+        if not thread.daemon or thread.name.startswith("holdfast"):
+            yield f"thread {thread.name} {thread.ident}"
+
+
+def _descriptors() -> Iterator[str]:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the one that lists
+            continue
+        if not target.startswith(KEPT_BY_LIBRARIES):
+            yield f"descriptor {target}"
+
+
+def _shared_memory() -> Iterator[str]:
+    for path in Path("/dev/shm").glob("holdfast-*"):
+        if not _in_use_elsewhere(path):
+            yield f"shared memory {path}"
+
+
+def _in_use_elsewhere(path: Path) -> bool:
+    """Whether a process that no test of ours started maps it: another run on the same machine."""
+    for pid in psutil.pids():
+        try:
+            mapped = str(path) in Path(f"/proc/{pid}/maps").read_text()
+            if mapped and pid != os.getpid() and not _is_ours(pid):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _processes(known: set[int]) -> Iterator[str]:
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    for pid in set(psutil.pids()) - known:
+        try:
+            process = psutil.Process(pid)
+            if not (pid in children or _is_ours(pid)) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            command = " ".join(process.cmdline())
+        except (psutil.Error, OSError):  # gone meanwhile
+            continue
+        if "multiprocessing.resource_tracker" not in command:
+            yield f"process {pid} {command}"
+
+
+def _is_ours(pid: int) -> bool:
+    return f"{MARK_NAME}={MARK}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def _has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -53,6 +53,7 @@ class Config:
     arena_dir: str | None = None
     arena_budget_bytes: int | str | None = None
     slot_wait_s: float | str | None = None
+    prepare_timeout_s: float | str | None = None
     stop_wait_s: float | str | None = None
     agent_start_timeout_s: float | str | None = None
     load_timeout_s: float | str | None = None
@@ -96,6 +97,7 @@ class Settings:
     arena_dir: str = "/dev/shm"
     arena_budget_bytes: int = 0
     """0: whatever the arena's file system has free."""
+    prepare_timeout_s: float = 300.0
     slot_wait_s: float = 2.0
     """How long a save waits for a slot before a slow tier counts as lagging; after twice that the step is dropped."""
     stop_wait_s: float = 10.0
@@ -163,9 +165,7 @@ def _rules(tiers: tuple[TierConfig, ...]) -> tuple[TierRule, ...]:
         scope = tier.scope or ("node" if url == "memory:" else "shared")
         if scope not in ("node", "shared"):
             raise ConfigError(f"scope {scope!r} of tier {name}", hint='scope is "node" or "shared"')
-        rules.append(
-            TierRule(index, name, url, Scope(scope), tier.every_steps, tier.keep_last, tier.keep_every_steps)
-        )
+        rules.append(TierRule(index, name, url, Scope(scope), tier.every_steps, tier.keep_last, tier.keep_every_steps))
         _check_cadence(rules[-1])
     if not any(not r.is_memory for r in rules):
         raise ConfigError("no tier outlives the node", hint="add a tier such as file:///data/run7")

@@ -1,1 +1,1 @@
-"""The node process: arena, executor of lifecycle's actions, HTTP service."""
+"""The node process: arena, executor of lifecycle's actions, HTTP service. Without torch."""

@@ -93,7 +93,9 @@ class Attachment:
         """Raises: AgentError when the agent is not there or refuses."""
         try:
             self._socket = connect(socket_path, timeout_s)
-            request = f"GET /attach?rank={rank} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: holdfast\r\n\r\n"
+            request = (
+                f"GET /attach?rank={rank} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: holdfast\r\n\r\n"
+            )
             self._socket.sendall(request.encode())
             answer = self._read_answer()
         except OSError as e:

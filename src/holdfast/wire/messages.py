@@ -126,5 +126,45 @@ class StepInfo(msgspec.Struct, frozen=True):
 
 
 class Close(msgspec.Struct, frozen=True):
+    """A rank is done. The answer comes when everything is flushed and promoted, or after `wait_s`."""
+
     rank: int
     discard: bool
+    wait_s: float = 0.0
+
+
+class Unpin(msgspec.Struct, frozen=True):
+    """A load of this rank is over; slots it read from may be reused."""
+
+    rank: int
+
+
+class Prune(msgspec.Struct, frozen=True):
+    """Delete these checkpoints on every tier, memory included."""
+
+    checkpoints: list[CheckpointId]
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """End the agent: `discard` frees the memory without promoting."""
+
+    discard: bool = False
+
+
+class ClosedAnswer(msgspec.Struct, frozen=True):
+    """Whether the end is reached; `waiting_for` says for what not."""
+
+    closed: bool
+    waiting_for: str = ""
+    error: dict[str, object] | None = None
+
+
+class ErrorList(msgspec.Struct, frozen=True):
+    """Background errors after number `since`; `last` is the number of the newest."""
+
+    last: int
+    errors: list[dict[str, object]]
+
+
+class Ok(msgspec.Struct, frozen=True):
+    ok: bool = True

@@ -1,0 +1,180 @@
+"""The arena: the node's reused shared memory, one file per slot.
+
+A slot is mapped, faulted once and reused for ever; what is in it survives trainers and agents. Room is promised by the
+file system before a slot is dealt, so that a full one is an error at start and never a SIGBUS in training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import CapacityError
+from holdfast.units import format_bytes
+from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage, SlotState, populate
+
+_SLOT = "slot-"
+_HINT = (
+    "lower keep_last of the memory tier, raise HOLDFAST_ARENA_BUDGET_BYTES, or point HOLDFAST_ARENA_DIR at a larger memory "
+    "file system (docker run --shm-size=..., an emptyDir of medium Memory in Kubernetes)"
+)
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot: its file, its page, and whether its room is promised and faulted."""
+
+    number: int
+    file: MappedFile
+    page: SlotPage
+    ready: bool = False
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.file.size_bytes - PAGE_BYTES
+
+    @property
+    def image(self) -> memoryview:
+        """The image in the slot, as long as its page says."""
+        return self.file.buffer[PAGE_BYTES : PAGE_BYTES + self.page.image_bytes]
+
+    def room(self, size_bytes: int) -> memoryview:
+        return self.file.buffer[PAGE_BYTES : PAGE_BYTES + size_bytes]
+
+
+class Arena:
+    """All slots of one run on one node.
+
+    Invariants: the sum of slot files never exceeds the budget; slot numbers are never reused while a file of that
+    number exists; only FREE slots are removed.
+    Threads: the agent's event loop only, except `Slot.image` buffers and `make_ready`.
+    """
+
+    def __init__(self, root: Path, budget_bytes: int) -> None:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root = root
+        self.budget_bytes = budget_bytes
+        self.slots: dict[int, Slot] = {}
+
+    def adopt(self) -> list[Slot]:
+        """Map the slots an earlier agent left. A file without a valid page holds nothing and is removed."""
+        for path in sorted(self.root.glob(f"{_SLOT}*")):
+            with contextlib.suppress(ValueError):
+                if path.stat().st_size <= PAGE_BYTES:
+                    path.unlink()
+                    continue
+                file = MappedFile(path)
+                slot = Slot(int(path.name.removeprefix(_SLOT)), file, SlotPage(file.buffer), ready=True)
+                self.slots[slot.number] = slot
+                if not slot.page.valid or slot.page.image_bytes > slot.capacity_bytes:
+                    self.remove(slot)
+        return list(self.slots.values())
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(s.file.size_bytes for s in self.slots.values())
+
+    def room_bytes(self) -> int:
+        """How much more the budget and the file system allow."""
+        fs = os.statvfs(self.root)
+        promised = sum(s.file.size_bytes for s in self.slots.values() if not s.ready)
+        room = fs.f_bavail * fs.f_frsize - promised
+        return min(room, self.budget_bytes - self.used_bytes) if self.budget_bytes else room
+
+    def deal(self, rank: int, count: int, image_bytes: int) -> list[Slot]:
+        """Give `rank` `count` slots of at least `image_bytes`: its own first, then free ones, then new ones.
+
+        New slots are not ready; the caller runs `make_ready` on each and then sets `dealt_rank`.
+
+        Raises: CapacityError with the sum and what to set; nothing is dealt then.
+        """
+        fitting = [s for s in self.slots.values() if s.capacity_bytes >= image_bytes]
+        own = [
+            s for s in fitting if s.page.dealt_rank == rank or (s.page.state != SlotState.FREE and s.page.rank == rank)
+        ]
+        loose = [s for s in fitting if s not in own and self._loose(s) and s.capacity_bytes <= 2 * image_bytes]
+        chosen = sorted(own, key=lambda s: s.number) + loose
+        missing = count - len(chosen)
+        if missing > 0:
+            self._make_room(missing * (image_bytes + PAGE_BYTES), keep=chosen, what=(count, image_bytes))
+        chosen = chosen[:count] if missing <= 0 else chosen
+        return chosen + [self.create(image_bytes) for _ in range(missing)]
+
+    def _loose(self, slot: Slot) -> bool:
+        return slot.page.state == SlotState.FREE and slot.page.dealt_rank < 0 and slot.ready
+
+    def _make_room(self, needed_bytes: int, keep: list[Slot], what: tuple[int, int]) -> None:
+        """Remove slots nobody uses until `needed_bytes` fit."""
+        loose = [s for s in self.slots.values() if self._loose(s) and s not in keep]
+        for slot in loose:
+            if self.room_bytes() >= needed_bytes:
+                break
+            self.remove(slot)
+        if self.room_bytes() < needed_bytes:
+            count, image_bytes = what
+            raise CapacityError(
+                f"the arena {self.root} lacks room: {count} slots x {format_bytes(image_bytes)} are needed, "
+                f"{format_bytes(needed_bytes)} of it new, and {format_bytes(max(0, self.room_bytes()))} is left "
+                f"(in use {format_bytes(self.used_bytes)}, budget "
+                f"{format_bytes(self.budget_bytes) if self.budget_bytes else 'none set'})",
+                hint=_HINT,
+            )
+
+    def take_loose(self, image_bytes: int) -> Slot:
+        """A slot for the agent's own use (a fetch): a free one nobody was dealt, or a new one.
+
+        Raises: CapacityError.
+        """
+        fitting = [s for s in self.slots.values() if self._loose(s) and s.capacity_bytes >= image_bytes]
+        if fitting:
+            return min(fitting, key=lambda s: s.capacity_bytes)
+        self._make_room(image_bytes + PAGE_BYTES, keep=[], what=(1, image_bytes))
+        return self.create(image_bytes)
+
+    def create(self, capacity_bytes: int) -> Slot:
+        """A new slot file with its page; its room is not yet promised."""
+        number = max(self.slots, default=-1) + 1
+        file = MappedFile(self.root / f"{_SLOT}{number:05d}", PAGE_BYTES + capacity_bytes, promise_bytes=PAGE_BYTES)
+        slot = Slot(number, file, SlotPage(file.buffer))
+        slot.page.initialise()
+        slot.page.capacity_bytes = capacity_bytes
+        self.slots[number] = slot
+        return slot
+
+    def make_ready(self, slot: Slot) -> None:
+        """Promise the room and fault the pages, from the agent's side. Slow (about 1 s per GiB): in a worker thread.
+
+        Raises: CapacityError when the file system has no room after all.
+        """
+        slot.file.promise(slot.file.size_bytes)
+        populate(slot.file.buffer)
+        slot.ready = True
+
+    def remove(self, slot: Slot) -> None:
+        """Give the room of a slot back."""
+        del self.slots[slot.number]
+        slot.file.path.unlink(missing_ok=True)
+        slot.page.release()
+        slot.file.close()
+
+    def find(self, *states: SlotState) -> Iterator[Slot]:
+        return (s for s in self.slots.values() if s.page.state in states)
+
+    def close(self) -> None:
+        """Unmap everything; files stay for the next agent."""
+        for slot in self.slots.values():
+            slot.page.release()
+            slot.file.close()
+        self.slots.clear()
+
+    def destroy(self) -> None:
+        """Free the memory: the run is over on this node."""
+        for slot in list(self.slots.values()):
+            self.remove(slot)
+        shutil.rmtree(self.root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.root.parent.rmdir()

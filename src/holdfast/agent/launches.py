@@ -1,0 +1,128 @@
+"""Who is attached: the one living launch, its ranks, their pages.
+
+Ranks of one launch attach with the id rank 0 made. Another launch is refused only while a process of the first still
+exists on the node; sockets are not asked, since torchrun restarts faster than they close.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import RunBusyError
+from holdfast.wire.messages import Launch
+from holdfast.wire.pages import PAGE_BYTES, MappedFile, TrainerPage, process_alive
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One rank of the living launch."""
+
+    rank: int
+    file: MappedFile
+    page: TrainerPage
+    attached: bool = False
+    closed: bool = False
+    discard: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process exists and has not let go."""
+        return not self.page.closed and process_alive(self.page.pid, self.page.start)
+
+
+class Launches:
+    """Invariants: all trainers belong to `launch`; a rank's page file is made once per process of the rank.
+
+    Threads: the agent's event loop only.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.launch = ""
+        self.world_size = 0
+        self.trainers: dict[int, Trainer] = {}
+
+    def adopt(self) -> None:
+        """Take up the pages of a launch that attached to an agent before this one."""
+        for path in sorted(self._root.glob("trainer-*.page")):
+            file = MappedFile(path)
+            page = TrainerPage(file.buffer)
+            if len(file.buffer) < PAGE_BYTES or not page.valid or not process_alive(page.pid, page.start):
+                page.release()
+                file.close()
+                path.unlink(missing_ok=True)
+                continue
+            self.launch = f"{page.launch_hi:016x}{page.launch_lo:016x}"
+            self.world_size = page.world_size
+            self.trainers[page.rank] = Trainer(page.rank, file, page)
+
+    def blockers(self, launch: str) -> list[int]:
+        """Process ids of another launch that still live."""
+        if launch == self.launch:
+            return []
+        return [t.page.pid for t in self.trainers.values() if t.alive]
+
+    def begin(self, launch: Launch) -> bool:
+        """Admit one rank; whether this begins a new launch.
+
+        Raises: RunBusyError while a process of another launch lives.
+        """
+        blockers = self.blockers(launch.launch)
+        if blockers:
+            raise RunBusyError(
+                f"another job of this run lives on this node (process {', '.join(map(str, blockers))})",
+                hint="end it first, or give this job another run name or URL",
+            )
+        new = launch.launch != self.launch
+        if new:
+            self.forget()
+            self.launch, self.world_size = launch.launch, launch.world_size
+        self._admit(launch)
+        return new
+
+    def _admit(self, launch: Launch) -> None:
+        known = self.trainers.get(launch.rank)
+        if known is not None and (known.page.pid, known.page.start) == (launch.pid, launch.start):
+            known.page.closed = 0
+            return
+        file = MappedFile(self._root / page_name(launch.rank), PAGE_BYTES)
+        page = TrainerPage(file.buffer)
+        page.initialise()
+        page.launch_hi, page.launch_lo = int(launch.launch[:16], 16), int(launch.launch[16:], 16)
+        page.pid, page.start = launch.pid, launch.start
+        page.rank, page.world_size = launch.rank, launch.world_size
+        page.current_step = page.given_up_step = page.waiting_step = -1
+        self.trainers[launch.rank] = Trainer(launch.rank, file, page)
+
+    @property
+    def complete(self) -> bool:
+        """Every rank of the launch on this node attached."""
+        return bool(self.trainers) and len(self.trainers) == self.world_size
+
+    @property
+    def anyone_alive(self) -> bool:
+        return any(t.alive for t in self.trainers.values())
+
+    @property
+    def all_closed(self) -> bool:
+        return self.complete and all(t.closed for t in self.trainers.values())
+
+    def forget(self) -> None:
+        """Drop the pages of a launch that is over."""
+        for trainer in self.trainers.values():
+            trainer.page.release()
+            trainer.file.close()
+            trainer.file.path.unlink(missing_ok=True)
+        self.trainers.clear()
+        self.launch, self.world_size = "", 0
+
+    def close(self) -> None:
+        """Unmap; files stay for the next agent."""
+        for trainer in self.trainers.values():
+            trainer.page.release()
+            trainer.file.close()
+
+
+def page_name(rank: int) -> str:
+    return f"trainer-{rank:05d}.page"

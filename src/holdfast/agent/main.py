@@ -1,0 +1,74 @@
+"""The agent's life: one winner by lock, serve until done, leave or free the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import faulthandler
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from holdfast.agent.agent import Agent
+from holdfast.agent.server import Server
+from holdfast.errors import HoldfastError
+from holdfast.wire.spawn import LOCK, SOCKET, read_config
+
+log = logging.getLogger("holdfast.agent")
+
+
+def run(arena: Path) -> int:
+    """Run the agent of an arena directory until it ends. Returns the exit code; 0 also when another agent lives."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    faulthandler.enable()
+    with _lock(arena) as won:
+        if not won:
+            log.info("another agent holds %s", arena / LOCK)
+            return 0
+        try:
+            settings = read_config(arena)
+            with contextlib.suppress(OSError):
+                os.nice(settings.agent_nice)
+            return asyncio.run(_serve(arena))
+        except HoldfastError as e:
+            log.error("%s: %s", e.kind, e)
+            return e.exit_code
+
+
+@contextlib.contextmanager
+def _lock(arena: Path) -> Iterator[bool]:
+    """Hold the arena's lock for the life of the process; False when somebody else does."""
+    arena.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(arena / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(fd)
+
+
+async def _serve(arena: Path) -> int:
+    agent = Agent(arena, read_config(arena))
+    loop = asyncio.get_running_loop()
+    runner = None
+    try:
+        await agent.start()
+        runner = await Server(agent).serve(arena / SOCKET)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.terminate)
+        log.info("agent %d serves %s", os.getpid(), arena)
+        await agent.run()
+        return 0
+    finally:
+        if runner is not None:
+            (arena / SOCKET).unlink(missing_ok=True)
+            await runner.cleanup()
+        await agent.finish()
+        log.info("agent %d ends", os.getpid())

@@ -1,0 +1,153 @@
+"""The agent's HTTP service on its Unix socket (mode 0600, same user): thin routes over the Agent object."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from holdfast.agent.agent import Agent
+from holdfast.agent.page import render_page
+from holdfast.errors import AgentError, HoldfastError, UsageError
+from holdfast.model.identity import CheckpointId
+from holdfast.wire import messages
+
+T = TypeVar("T")
+_ATTACH_POLL_S = 0.05
+_MAX_BODY_BYTES = 64 << 20
+_STATUS = {"run-busy": 409, "superseded": 409, "capacity": 507, "not-found": 404}
+
+
+class Server:
+    """Routes. Each handler decodes, calls the agent, encodes; errors become `to_dict` with a 4xx or 5xx."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_errors])
+        add = self.app.router.add_route
+        add("GET", "/attach", self.attach)
+        add("POST", "/launch", self._posted(messages.Launch, agent.launch))
+        add("POST", "/prepare", self._posted(messages.Prepare, agent.prepare))
+        add("POST", "/attempt", self._posted(messages.ClaimAttempt, agent.claim_attempt))
+        add("GET", "/loadable", self.loadable)
+        add("POST", "/fetch", self._posted(messages.Fetch, agent.fetch))
+        add("POST", "/unpin", self._posted(messages.Unpin, agent.unpin))
+        add("POST", "/bad", self._posted(messages.BadImage, agent.bad_image))
+        add("GET", "/save/{attempt:\\d+}/{step:\\d+}", self.save)
+        add("GET", "/steps", self.steps)
+        add("POST", "/prune", self._posted(messages.Prune, agent.prune))
+        add("POST", "/close", self._posted(messages.Close, agent.close_rank))
+        add("POST", "/stop", self._posted(messages.Stop, agent.stop))
+        add("GET", "/errors", self.errors)
+        add("GET", "/status", self.status)
+        add("GET", "/metrics", self.metrics)
+        add("GET", "/", self.page)
+
+    async def serve(self, path: Path) -> web.AppRunner:
+        """Listen on the socket; the caller cleans the runner up."""
+        path.unlink(missing_ok=True)
+        runner = web.AppRunner(self.app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(str(path))
+        path.chmod(0o600)
+        await web.SockSite(runner, sock, shutdown_timeout=1.0).start()
+        return runner
+
+    def _posted(
+        self, kind: type[T], call: Callable[[T], Awaitable[Any]]
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handler(request: web.Request) -> web.Response:
+            try:
+                body = msgspec.json.decode(await request.read(), type=kind)
+            except msgspec.DecodeError as e:
+                raise UsageError(f"{request.path}: {e}", hint="trainer and agent differ in version?") from e
+            return _json(await call(body))
+
+        return handler
+
+    async def attach(self, request: web.Request) -> web.StreamResponse:
+        """Keep the connection until either side goes: that is the whole message."""
+        rank = int(request.query["rank"])
+        response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": "holdfast"})
+        await response.prepare(request)
+        self._agent.attached(rank)
+        try:
+            while request.transport is not None and not request.transport.is_closing():
+                await asyncio.sleep(_ATTACH_POLL_S)
+        finally:
+            self._agent.detached(rank)
+        return response
+
+    async def loadable(self, request: web.Request) -> web.Response:
+        step = _int(request, "step")
+        below_attempt, below_step = _int(request, "below_attempt"), _int(request, "below_step")
+        below = (
+            CheckpointId(below_attempt, below_step) if below_attempt is not None and below_step is not None else None
+        )
+        return _json(await self._agent.loadable(step=step, below=below))
+
+    async def save(self, request: web.Request) -> web.Response:
+        checkpoint = CheckpointId(int(request.match_info["attempt"]), int(request.match_info["step"]))
+        targets = [t for t in request.query.get("for", "").split(",") if t]
+        wait_s = float(request.query.get("wait_s", "0"))
+        return _json(await self._agent.save_status(checkpoint, targets=targets, wait_s=wait_s))
+
+    async def steps(self, request: web.Request) -> web.Response:
+        return _json(await self._agent.steps())
+
+    async def errors(self, request: web.Request) -> web.Response:
+        return _json(self._agent.errors_since(int(request.query.get("since", "0"))))
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _json(self._agent.status())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._agent.metrics_text(), content_type="text/plain", charset="utf-8")
+
+    async def page(self, request: web.Request) -> web.Response:
+        return web.Response(text=render_page(self._agent.status()), content_type="text/html")
+
+
+@web.middleware
+async def _errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Refuse other users; turn our errors into JSON, and anything else too: nothing is swallowed."""
+    try:
+        _same_user(request)
+        return await handler(request)
+    except HoldfastError as e:
+        return web.Response(
+            status=_STATUS.get(e.kind, 400 if not e.retryable else 503),
+            body=msgspec.json.encode(e.to_dict()),
+            content_type="application/json",
+        )
+    except web.HTTPException as e:
+        error = UsageError(f"{request.method} {request.path}: {e.reason}", hint="see docs/reference.md, agent API")
+        return web.Response(status=e.status, body=msgspec.json.encode(error.to_dict()), content_type="application/json")
+
+
+def _same_user(request: web.Request) -> None:
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if sock is None or sock.family != socket.AF_UNIX:
+        return
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    own = Path("/proc/self").stat().st_uid
+    if uid not in (own, 0):
+        raise AgentError(f"user {uid} may not speak to the agent of user {own}", hint="run as the job's user")
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _int(request: web.Request, name: str) -> int | None:
+    text = request.query.get(name)
+    return None if text is None else int(text)

@@ -1,0 +1,111 @@
+"""Start the node agent when none answers. One winner by the lock in the arena directory; losers go quietly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from holdfast.config import Settings
+from holdfast.errors import AgentError, DeadlineError
+from holdfast.wire.client import AgentClient, connect
+
+SOCKET, LOG, CONFIG, LOCK = "agent.sock", "agent.log", "config.json", "agent.lock"
+_POLL_S = 0.02
+_RESPAWN_S = 5.0
+
+
+def answers(arena: Path) -> bool:
+    """Whether an agent accepts connections for this arena directory."""
+    try:
+        connect(arena / SOCKET, 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def ensure_agent(settings: Settings) -> AgentClient:
+    """A client of the run's agent on this node, started if need be.
+
+    Raises: DeadlineError with the end of the agent's log when none answers in time.
+    """
+    arena = settings.arena
+    deadline = time.monotonic() + settings.agent_start_timeout_s
+    spawn_at = 0.0
+    while not answers(arena):
+        now = time.monotonic()
+        if now > deadline:
+            raise DeadlineError(
+                f"no agent answered at {arena / SOCKET} within {settings.agent_start_timeout_s:g} s; its log ends:\n"
+                f"{log_tail(arena)}",
+                hint="run `holdfast doctor URL`, or raise HOLDFAST_AGENT_START_TIMEOUT_S",
+            )
+        if now >= spawn_at:
+            spawn_agent(settings)
+            # Again after a while: the one that held the lock may have been on its way out.
+            spawn_at = now + _RESPAWN_S
+        time.sleep(_POLL_S)
+    return AgentClient(arena / SOCKET)
+
+
+def spawn_agent(settings: Settings) -> None:
+    """Start an agent process and return at once. It lives in a session of its own, as nobody's child."""
+    arena = settings.arena
+    try:
+        arena.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_config(arena, settings)
+        log = os.open(arena / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise AgentError(
+            f"cannot use the arena directory {arena}: {e.strerror}",
+            hint="set HOLDFAST_ARENA_DIR to a writable memory file system",
+        ) from e
+    try:
+        # Through a shell that exits at once, so that the agent is never our zombie and outlives us.
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "holdfast.agent", str(arena)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env=_environment(),
+            check=True,
+        )
+    finally:
+        os.close(log)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with import paths made absolute: the agent runs in `/`, so that it holds no directory of the user's."""
+    env = dict(os.environ)
+    if env.get("PYTHONPATH"):
+        env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in env["PYTHONPATH"].split(os.pathsep))
+    return env
+
+
+def write_config(arena: Path, settings: Settings) -> None:
+    """Leave the settings where an agent that starts later finds them. Atomicity: whole or not at all."""
+    temporary = arena / f"{CONFIG}.{os.getpid()}"
+    temporary.write_bytes(msgspec.json.encode(settings))
+    temporary.replace(arena / CONFIG)
+
+
+def read_config(arena: Path) -> Settings:
+    """The settings `write_config` left. Raises: AgentError when they are not there or not readable."""
+    try:
+        return msgspec.json.decode((arena / CONFIG).read_bytes(), type=Settings)
+    except (OSError, msgspec.DecodeError) as e:
+        raise AgentError(f"no settings in {arena / CONFIG}: {e}", hint="start it with `holdfast agent URL`") from e
+
+
+def log_tail(arena: Path, n_bytes: int = 2000) -> str:
+    try:
+        data = (arena / LOG).read_bytes()
+    except OSError as e:
+        return f"(no log: {e.strerror})"
+    return data[-n_bytes:].decode(errors="replace")

@@ -1,0 +1,91 @@
+"""Configuration: what a URL means, precedence with provenance, and every refusal."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from holdfast.config import Config, TierConfig, arena_directory, normalise_url
+from holdfast.errors import ConfigError
+from holdfast.model.place import Scope
+
+
+def test_a_bare_url_means_memory_newest_two_and_that_url() -> None:
+    settings = Config.from_url("file:///data/run7", every_steps=100, keep_last=3).resolve({})
+    memory, posix = settings.tiers
+    assert (memory.name, memory.every_steps, memory.keep_last, memory.scope) == ("memory", 100, 2, Scope.NODE)
+    assert (posix.name, posix.every_steps, posix.keep_last, posix.scope) == ("posix", 100, 3, Scope.SHARED)
+    assert settings.run == "run7"
+    assert settings.home == "file:///data/run7"
+    assert settings.slots_per_rank == 4
+
+
+def test_argument_goes_before_environment_before_default_and_each_says_so() -> None:
+    environ = {"HOLDFAST_SLOT_WAIT_S": "250 ms", "HOLDFAST_ARENA_BUDGET_BYTES": "4 GiB"}
+    config = Config(tiers=(TierConfig("/data/r"),), slot_wait_s=7)
+    settings = config.resolve(environ)
+    assert (settings.slot_wait_s, settings.sources["slot_wait_s"]) == (7.0, "argument")
+    assert settings.arena_budget_bytes == 4 << 30
+    assert settings.sources["arena_budget_bytes"] == "environment HOLDFAST_ARENA_BUDGET_BYTES"
+    assert settings.sources["idle_s"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        ("/data/run 7", "file:///data/run%207"),
+        ("file:///data/läuft", "file:///data/l%C3%A4uft"),
+        ("file:///data/run%207/", "file:///data/run%207"),
+        ("memory:", "memory:"),
+        ("s3://bucket/run/", "s3://bucket/run"),
+    ],
+)
+def test_urls_are_normalised(url: str, normal: str) -> None:
+    assert normalise_url(url) == normal
+
+
+def test_a_relative_path_is_made_absolute() -> None:
+    assert normalise_url("runs/a") == "file://" + os.path.abspath("runs/a")
+
+
+@pytest.mark.parametrize("url", ["gopher://x/y", "", "htp://a"])
+def test_an_unknown_scheme_is_refused_with_the_known_ones(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"file://, memory:"):
+        normalise_url(url)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "what"),
+    [
+        ((TierConfig("memory:"),), "outlives the node"),
+        ((TierConfig("/a", every_steps=0),), "every_steps=0"),
+        ((TierConfig("/a", keep_last=0),), "keep_last=0"),
+        ((TierConfig("/a", keep_every_steps=-5),), "keep_every_steps=-5"),
+        ((TierConfig("/a", scope="planet"),), "planet"),
+        ((TierConfig("/a", name="durable"),), "is taken"),
+        ((TierConfig("/a", name="x"), TierConfig("/b", name="x")), "is taken"),
+        ((TierConfig("memory:"), TierConfig("memory:"), TierConfig("/a")), "two memory tiers"),
+    ],
+)
+def test_contradictions_are_refused(tiers: tuple[TierConfig, ...], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        Config(tiers=tiers).resolve({})
+
+
+def test_two_tiers_of_one_kind_get_names_of_their_own() -> None:
+    settings = Config(tiers=(TierConfig("/a"), TierConfig("/b"))).resolve({})
+    assert [t.name for t in settings.tiers] == ["posix", "posix-2"]
+
+
+def test_a_bad_value_says_where_it_came_from() -> None:
+    with pytest.raises(ConfigError, match="idle_s='soon' from environment HOLDFAST_IDLE_S"):
+        Config(tiers=(TierConfig("/a"),)).resolve({"HOLDFAST_IDLE_S": "soon"})
+
+
+def test_the_arena_is_one_directory_per_user_run_and_home() -> None:
+    a = arena_directory("/dev/shm", "run7", "file:///x/run7")
+    assert a == arena_directory("/dev/shm", "run7", "file:///x/run7")
+    assert a != arena_directory("/dev/shm", "run7", "file:///y/run7")
+    assert a.parent.name == f"holdfast-{os.getuid()}"
+    assert "/" not in arena_directory("/dev/shm", "a/b c", "file:///x").name

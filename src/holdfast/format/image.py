@@ -1,0 +1,163 @@
+"""The bytes of an image: plain values in, block table sealed and checked. Layout and header have files of their own.
+
+A block is 4 MiB of what stands before the block table. Threads may seal or check different blocks at the same time.
+"""
+
+from __future__ import annotations
+
+from holdfast.errors import CapacityError, CorruptError
+from holdfast.format.checksum import BLOCK_BYTES, Buffer, block_count, combine, crc64nvme
+from holdfast.format.header import parse_header
+from holdfast.format.layout import Template, lay_out
+from holdfast.model.image import ImageLayout
+
+__all__ = [
+    "Template",
+    "block_range",
+    "check",
+    "check_block",
+    "check_table",
+    "lay_out",
+    "parse_header",
+    "plain_fits",
+    "read_plain",
+    "seal",
+    "seal_block",
+    "seal_table",
+    "table_words",
+    "write_plain",
+]
+
+_LENGTH_BYTES = 8
+_WORD_BYTES = 8
+
+
+def plain_fits(layout: ImageLayout, payload_bytes: int) -> bool:
+    """Whether plain values of that length have room in the image."""
+    return _LENGTH_BYTES + payload_bytes <= layout.plain_capacity_bytes
+
+
+def write_plain(buffer: Buffer, layout: ImageLayout, payload: Buffer) -> None:
+    """Write the plain values: their length, their bytes, zeros to the end.
+
+    Raises:
+        CapacityError: they outgrew their room; the image must be laid out anew.
+    """
+    n = len(payload)
+    if not plain_fits(layout, n):
+        raise CapacityError(
+            f"plain values of {n} bytes do not fit in {layout.plain_capacity_bytes - _LENGTH_BYTES}",
+            hint="lay the image out again for their new size",
+        )
+    view, start = _bytes(buffer), layout.plain_start
+    stop = start + _LENGTH_BYTES + n
+    view[start : start + _LENGTH_BYTES] = n.to_bytes(_LENGTH_BYTES, "little")
+    view[start + _LENGTH_BYTES : stop] = payload
+    end = start + layout.plain_capacity_bytes
+    view[stop:end] = bytes(end - stop)
+
+
+def read_plain(buffer: Buffer, layout: ImageLayout) -> bytes:
+    """The plain values' payload.
+
+    Raises:
+        CorruptError: the length word is larger than the room.
+    """
+    view, start = _bytes(buffer), layout.plain_start
+    n = int.from_bytes(view[start : start + _LENGTH_BYTES], "little")
+    if not plain_fits(layout, n):
+        raise CorruptError(f"plain values of {n} bytes cannot stand in {layout.plain_capacity_bytes}")
+    return bytes(view[start + _LENGTH_BYTES : start + _LENGTH_BYTES + n])
+
+
+def block_range(layout: ImageLayout, block: int) -> tuple[int, int]:
+    """Where a block starts and stops in the image."""
+    start = block * BLOCK_BYTES
+    return start, min(start + BLOCK_BYTES, layout.table_start)
+
+
+def seal_block(buffer: Buffer, layout: ImageLayout, block: int) -> None:
+    """Checksum one block into the table."""
+    view = _bytes(buffer)
+    start, stop = block_range(layout, block)
+    at = layout.table_start + block * _WORD_BYTES
+    view[at : at + _WORD_BYTES] = crc64nvme(view[start:stop]).to_bytes(_WORD_BYTES, "little")
+
+
+def seal_table(buffer: Buffer, layout: ImageLayout) -> int:
+    """Finish the table once every block is sealed; the CRC64NVME of the whole image."""
+    view = _bytes(buffer)
+    last = layout.size_bytes - _WORD_BYTES
+    words_end = layout.table_start + block_count(layout.table_start) * _WORD_BYTES
+    view[words_end:last] = bytes(last - words_end)
+    view[last : layout.size_bytes] = crc64nvme(view[layout.table_start : last]).to_bytes(_WORD_BYTES, "little")
+    return _whole(view, layout)
+
+
+def seal(buffer: Buffer, layout: ImageLayout) -> int:
+    """Fill the block table; the CRC64NVME of the whole image."""
+    for block in range(block_count(layout.table_start)):
+        seal_block(buffer, layout, block)
+    return seal_table(buffer, layout)
+
+
+def table_words(buffer: Buffer, layout: ImageLayout) -> tuple[int, ...]:
+    """The checksum of each block, as the table has them."""
+    words = _bytes(buffer)[layout.table_start : layout.size_bytes]
+    count = block_count(layout.table_start)
+    return tuple(int.from_bytes(words[i * 8 : i * 8 + 8], "little") for i in range(count))
+
+
+def check_table(buffer: Buffer, layout: ImageLayout) -> int:
+    """Prove the table by its own checksum; the CRC64NVME the whole image must have.
+
+    Raises:
+        CorruptError: the table was damaged, or never sealed.
+    """
+    view = _bytes(buffer)
+    last = layout.size_bytes - _WORD_BYTES
+    if len(view) < layout.size_bytes:
+        raise CorruptError(f"the image has {len(view)} of {layout.size_bytes} bytes")
+    stored = int.from_bytes(view[last : layout.size_bytes], "little")
+    if crc64nvme(view[layout.table_start : last]) != stored:
+        raise CorruptError("the block table does not match its checksum")
+    return _whole(view, layout)
+
+
+def check_block(buffer: Buffer, layout: ImageLayout, block: int) -> None:
+    """Compare one block with the table.
+
+    Raises:
+        CorruptError: it differs; the message says which range.
+    """
+    view = _bytes(buffer)
+    start, stop = block_range(layout, block)
+    at = layout.table_start + block * _WORD_BYTES
+    if crc64nvme(view[start:stop]) != int.from_bytes(view[at : at + _WORD_BYTES], "little"):
+        raise CorruptError(f"bytes {start}..{stop} (block {block}) do not match their checksum")
+
+
+def check(buffer: Buffer, layout: ImageLayout) -> int:
+    """Prove every byte of the image; its CRC64NVME.
+
+    Raises:
+        CorruptError: naming the first bad block.
+    """
+    whole = check_table(buffer, layout)
+    for block in range(block_count(layout.table_start)):
+        check_block(buffer, layout, block)
+    return whole
+
+
+def _whole(view: memoryview, layout: ImageLayout) -> int:
+    """The image's checksum from those of its blocks and its table."""
+    crc = 0
+    for block, word in enumerate(table_words(view, layout)):
+        start, stop = block_range(layout, block)
+        crc = combine(crc, word, stop - start)
+    table = view[layout.table_start : layout.size_bytes]
+    return combine(crc, crc64nvme(table), len(table))
+
+
+def _bytes(buffer: Buffer) -> memoryview:
+    return memoryview(buffer).cast("B")

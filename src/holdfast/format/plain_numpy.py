@@ -1,0 +1,92 @@
+"""numpy arrays and scalars as plain values, bit by bit. numpy is only imported where one of them turns up.
+
+    {"!ndarray":["<f4",[2,3],"C","<base64>"]}      dtype, shape, order, bytes in that order
+    {"!numpy":["<f4","<base64>"]}                  a scalar
+
+Dtypes with Python objects inside, and structured ones, are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import math
+import re
+import sys
+from typing import Any
+
+from holdfast.errors import CorruptError
+
+_DTYPE = re.compile(r"[<>|](?:[biufcSU][0-9]{1,9}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)")
+_MAX_DIMS = 32
+_MAX_CODE_POINT = 0x10FFFF
+
+
+def to_tree(value: Any) -> dict[str, Any] | None:
+    """The tagged form of a numpy value; None if it is none that can be expressed."""
+    np = sys.modules.get("numpy")
+    if np is None:
+        return None
+    if type(value) is np.ndarray:
+        return _array_to_tree(value) if _DTYPE.fullmatch(value.dtype.str) and value.dtype.names is None else None
+    if isinstance(value, np.generic) and type(value).__module__ == "numpy" and _DTYPE.fullmatch(value.dtype.str):
+        return {"!numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
+    return None
+
+
+def _array_to_tree(value: Any) -> dict[str, Any]:
+    fortran = value.flags.f_contiguous and not value.flags.c_contiguous
+    order = "F" if fortran else "C"
+    data = base64.b64encode(value.tobytes(order)).decode()
+    return {"!ndarray": [value.dtype.str, list(value.shape), order, data]}
+
+
+def array_from(body: Any) -> Any:
+    """The array of a tagged form; any exception means that it is none."""
+    dtype_str, shape, order, text = body
+    if order not in ("C", "F") or len(shape) > _MAX_DIMS or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise CorruptError("an array has an impossible shape or order")
+    dtype, data = _dtype(dtype_str), _data(text)
+    if math.prod(shape) * dtype.itemsize != len(data) or (order == "F" and sum(n > 1 for n in shape) < 2):
+        raise CorruptError("an array's bytes do not fit its shape")
+    np = importlib.import_module("numpy")
+    array = np.ndarray(tuple(shape), dtype, bytearray(data), order=order)
+    _check_items(array, data)
+    return array
+
+
+def scalar_from(body: Any) -> Any:
+    """The scalar of a tagged form; any exception means that it is none."""
+    dtype_str, text = body
+    dtype, data = _dtype(dtype_str), _data(text)
+    if dtype.itemsize != len(data):
+        raise CorruptError("a scalar's bytes do not fit its dtype")
+    array = importlib.import_module("numpy").ndarray((), dtype, data)
+    _check_items(array, data)
+    return array[()]
+
+
+def _dtype(text: Any) -> Any:
+    if type(text) is not str or not _DTYPE.fullmatch(text):
+        raise CorruptError("not a dtype of plain numbers or text")
+    dtype = importlib.import_module("numpy").dtype(text)
+    if dtype.str != text:
+        raise CorruptError("a dtype is not in canonical form")
+    return dtype
+
+
+def _data(text: Any) -> bytes:
+    data = base64.b64decode(text, validate=True) if type(text) is str else b""
+    if base64.b64encode(data).decode() != text:
+        raise CorruptError("base64 is not in canonical form")
+    return data
+
+
+def _check_items(array: Any, data: bytes) -> None:
+    """Bytes that are no bool and no character would break whoever looks at them."""
+    if array.dtype.kind == "b" and data.strip(b"\0\1"):
+        raise CorruptError("a bool is neither 0 nor 1")
+    if array.dtype.kind == "U" and data:
+        np = importlib.import_module("numpy")
+        if np.frombuffer(data, array.dtype.byteorder.replace("|", "=") + "u4").max() > _MAX_CODE_POINT:
+            raise CorruptError("a character is beyond Unicode")

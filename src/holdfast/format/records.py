@@ -1,0 +1,79 @@
+"""The JSON inside an image's header, as typed records: read strictly, written one way only.
+
+Everything read is encoded again and compared with what was read (`strictly`). That one comparison refuses duplicate
+keys, stray whitespace, other spellings of a number or a string, and keys out of order.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from holdfast.errors import CorruptError
+
+RESERVED = "__holdfast__."
+PAD = "__holdfast__.pad."
+PLAIN = "__holdfast__.plain"
+TABLE = "__holdfast__.crc64nvme"
+
+T = TypeVar("T")
+
+
+class EntryRecord(msgspec.Struct, forbid_unknown_fields=True):
+    """One entry as safetensors writes it; `data_offsets` count from the end of the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    """`__metadata__`: strings only, as safetensors demands; the last three hold JSON."""
+
+    format: str = msgspec.field(name="holdfast.format")
+    attempt: str = msgspec.field(name="holdfast.attempt")
+    step: str = msgspec.field(name="holdfast.step")
+    image: str = msgspec.field(name="holdfast.image")
+    pieces: str = msgspec.field(name="holdfast.pieces")
+    aliases: str = msgspec.field(name="holdfast.aliases")
+
+
+class ImageRecordJson(msgspec.Struct, forbid_unknown_fields=True):
+    """`holdfast.image`: who wrote it and which of how many it is."""
+
+    run: str
+    rank: int
+    world_size: int
+    image: int
+    image_count: int
+    structure: str
+    relies_on: list[tuple[int, int, int, int]]
+
+
+class PieceNote(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """`holdfast.pieces`: what an entry's name, dtype and shape do not already say of its piece."""
+
+    fqn: str | None = None
+    offsets: list[int] | None = None
+    lengths: list[int] | None = None
+    shape: list[int] | None = None
+    dtype: str | None = None
+    itemsize: int | None = None
+    owner_rank: int | None = None
+
+
+def strictly(data: bytes, as_type: type[T], what: str) -> T:
+    """`data` as JSON of the given type, if it is exactly what we would have written.
+
+    Raises:
+        CorruptError: it is not.
+    """
+    try:
+        value = msgspec.json.decode(data, type=as_type)
+        same = msgspec.json.encode(value) == data
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as e:
+        raise CorruptError(f"{what} is not what Holdfast writes: {str(e)[:200]}") from None
+    if not same:
+        raise CorruptError(f"{what} is not in canonical form", hint="duplicate keys, spaces or another order of keys")
+    return value

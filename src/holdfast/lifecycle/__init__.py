@@ -1,1 +1,1 @@
-"""Two state machines, node and run: step(state, event) -> actions. No clock, no I/O, no threads."""
+"""Two small state machines, node and run: events in, actions out. No clock, I/O, threads or randomness."""

@@ -1,1 +1,44 @@
 """One file per kind of place, behind one contract (tiers/contract.py), plus wrappers."""
+
+from __future__ import annotations
+
+from holdfast.errors import ConfigError
+from holdfast.model.place import Scope
+from holdfast.tiers.contract import Tier
+from holdfast.tiers.memory import HeapSlots, MemoryTier, SlotSource
+from holdfast.tiers.posix import PosixTier, path_of_url
+
+__all__ = ["open_tier"]
+
+_SUPPORTED = "file:///path, a plain path, memory:"
+
+
+def open_tier(
+    url: str,
+    *,
+    name: str,
+    owner: str,
+    scope: Scope | None = None,
+    slots: SlotSource | None = None,
+    create: bool = True,
+) -> Tier:
+    """The tier a URL names.
+
+    Args:
+        owner: `{attempt}.{agent nonce}`, how this process's temporary objects are known to a successor.
+        scope: None: memory is the node's, everything else shared.
+        slots: where a memory tier keeps images; None: on the heap of this process.
+        create: create the last component of a path and check that it can be written; false for readers.
+
+    Raises: ConfigError for an unknown scheme or a path that cannot be used; TierPermissionError where it is read-only
+        and NotFoundError where it is not there (with `create=False`).
+    """
+    if url.startswith("memory:"):
+        if scope is Scope.SHARED:
+            raise ConfigError("memory is seen by one node only", hint='set scope = "node"', tier=name)
+        return MemoryTier(slots or HeapSlots(), name=name)
+    if url.startswith("s3:"):
+        raise ConfigError(f"{url!r}: S3 is not built yet", hint=f"supported are {_SUPPORTED}", tier=name)
+    if "://" in url and not url.startswith("file://"):
+        raise ConfigError(f"{url!r} has an unknown scheme", hint=f"supported are {_SUPPORTED}", tier=name)
+    return PosixTier(path_of_url(url), name=name, owner=owner, scope=scope or Scope.SHARED, create=create)

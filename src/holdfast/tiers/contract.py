@@ -6,10 +6,12 @@ Keys are flat, `/` only groups. Objects appear whole or not at all and are never
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from holdfast.errors import TierError, UsageError
 from holdfast.model.place import FailureDomain, Scope
 
 Buffer = memoryview
@@ -46,6 +48,8 @@ class Upload(Protocol):
 
     `write` calls may come from several threads, in any order, on disjoint ranges, and must cover
     [0, size_bytes) before `publish`. Writing the same range again with the same bytes is allowed (a retry).
+    After a failed `publish` it may be called again and goes on where it stood; an upload whose bytes can no longer
+    be trusted (a failed fsync) then raises a TierError that is not retryable: upload anew.
     """
 
     def write(self, offset: int, buffer: Buffer) -> None: ...
@@ -103,6 +107,63 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Release descriptors and threads. Idempotent."""
+
+
+TEMPORARY = ".tmp"
+"""First component of no key: where backends keep what is not published yet."""
+
+
+def check_key(key: str, tier: str) -> None:
+    """Refuse a key that could leave the tier's room or name two objects.
+
+    Raises: UsageError.
+    """
+    parts = key.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or parts[0] == TEMPORARY or "\0" in key
+    if bad or not key.isprintable():
+        raise UsageError(
+            f"{key!r} is not a key", hint="keys are names joined by single slashes, without . and ..", tier=tier
+        )
+
+
+class Coverage:
+    """Which bytes of an upload have been written. Threads: any.
+
+    Invariant: holds each written range once; a range written again replaces itself.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._stops: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def check(self, offset: int, n_bytes: int, *, tier: str, key: str) -> None:
+        """Raises: UsageError when the range does not lie inside the object."""
+        if offset < 0 or offset + n_bytes > self.size_bytes:
+            raise UsageError(
+                f"bytes {offset} to {offset + n_bytes} lie outside an object of {self.size_bytes}", tier=tier, key=key
+            )
+
+    def add(self, offset: int, n_bytes: int) -> None:
+        with self._lock:
+            self._stops[offset] = max(self._stops.get(offset, 0), offset + n_bytes)
+
+    def hole(self) -> int | None:
+        """The first byte not written yet, None when all are."""
+        reached = 0
+        with self._lock:
+            ranges = sorted(self._stops.items())
+        for start, stop in ranges:
+            if start > reached:
+                break
+            reached = max(reached, stop)
+        return reached if reached < self.size_bytes else None
+
+    def require_whole(self, *, tier: str, key: str) -> None:
+        """Raises: TierError naming the first hole."""
+        hole = self.hole()
+        if hole is not None:
+            raise TierError(f"published before byte {hole} of {self.size_bytes} was written", tier=tier, key=key)
 
 
 def read_all(tier: Tier, key: str) -> bytearray:

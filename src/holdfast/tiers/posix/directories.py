@@ -1,0 +1,122 @@
+"""Directories of a posix tier: made and synced when needed, removed when empty, walked in key order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from holdfast.tiers.contract import TEMPORARY
+
+_REMEMBERED = 4096
+
+
+class Directories:
+    """Which directories stand, and whose names are known to be on the disk.
+
+    A directory counts as durable when this process has synced its parent while it stood, told by inode: another
+    process may have removed and made it anew. Threads: any.
+    """
+
+    def __init__(self, root: str, fsync: Callable[[int], None]) -> None:
+        self._root = root
+        self._fsync = fsync
+        self._durable: dict[str, tuple[int, int]] = {}
+
+    def make_root(self) -> None:
+        """Create the tier's own directory, durably. Its parent must exist."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._root)
+            self.sync(os.path.dirname(self._root))
+
+    def make(self, path: str) -> None:
+        """Create `path` and what is missing above it, up to the root; a concurrent removal is met by trying again."""
+        while True:
+            try:
+                return os.mkdir(path)
+            except FileExistsError:
+                if not os.path.isdir(path) and os.path.lexists(path):
+                    raise NotADirectoryError(20, "a file stands where a directory is needed", path) from None
+                if os.path.isdir(path):
+                    return
+            except FileNotFoundError:
+                if path == self._root:
+                    raise
+                self.make(os.path.dirname(path))
+
+    def sync(self, path: str) -> None:
+        """Make the names in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._fsync(fd)
+        finally:
+            os.close(fd)
+
+    def sync_upwards(self, path: str) -> None:
+        """Make the names in `path` durable, and the names of directories above that were not synced yet."""
+        self.sync(path)
+        new: dict[str, tuple[int, int]] = {}
+        while path != self._root:
+            status = os.stat(path)
+            identity = (status.st_dev, status.st_ino)
+            if self._durable.get(path) == identity:
+                break  # its parents were synced with it
+            new[path] = identity
+            path = os.path.dirname(path)
+            self.sync(path)
+        if len(self._durable) >= _REMEMBERED:
+            self._durable.clear()
+        self._durable |= new
+
+    def remove_empty(self, path: str) -> None:
+        """Remove `path` and directories above it while they are empty. Best effort: the kernel refuses a full one."""
+        while path.startswith(self._root + os.sep):
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return
+            self._durable.pop(path, None)
+            path = os.path.dirname(path)
+
+
+def walk(root: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """(key, bytes) of every object whose key begins with `prefix`, in key order.
+
+    Raises: OSError when the root is not there.
+    """
+    start = prefix.rpartition("/")[0]
+    if any(part in ("", ".", "..") for part in start.split("/")) and start:
+        return
+    if not start:
+        os.stat(root)
+    yield from _walk(os.path.join(root, start) if start else root, f"{start}/" if start else "", prefix)
+
+
+def _walk(directory: str, base: str, prefix: str) -> Iterator[tuple[str, int]]:
+    for name, size in sorted(_entries(directory)):
+        key = base + name
+        if size is None:
+            if (key.startswith(prefix) or prefix.startswith(key)) and key != f"{TEMPORARY}/":
+                yield from _walk(os.path.join(directory, name[:-1]), key, prefix)
+        elif key.startswith(prefix):
+            yield key, size
+
+
+def _entries(directory: str) -> list[tuple[str, int | None]]:
+    """Names with sizes; a directory's name ends in a slash (so that sorting is key order) and has no size."""
+    found: list[tuple[str, int | None]] = []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if not entry.name.isprintable():
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append((entry.name + "/", None))
+                    elif entry.is_file(follow_symlinks=False):
+                        found.append((entry.name, entry.stat(follow_symlinks=False).st_size))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return found

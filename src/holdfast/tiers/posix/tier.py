@@ -1,0 +1,221 @@
+"""The posix tier: one file per object, made durable before its name appears."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from urllib.parse import unquote
+
+from holdfast.errors import AlreadyExistsError, ConfigError, CorruptError, NotFoundError, TierError
+from holdfast.model.place import FailureDomain, Scope
+from holdfast.tiers.contract import TEMPORARY, Buffer, Capabilities, ObjectInfo, check_key
+from holdfast.tiers.posix.directories import Directories, walk
+from holdfast.tiers.posix.disk import ALIGNMENT_BYTES, File, rename_without_replacing
+from holdfast.tiers.posix.translate import translated
+from holdfast.tiers.posix.upload import PosixUpload
+
+PART_BYTES = 16 << 20
+
+
+def path_of_url(url: str) -> str:
+    """The absolute path of a `file://` URL (percent-decoded) or of a plain path (taken literally).
+
+    Raises: ConfigError when the URL names a host or nothing.
+    """
+    path = url
+    if url.startswith("file://"):
+        path = unquote(url.removeprefix("file://").removeprefix("localhost"))
+        if not path.startswith("/"):
+            raise ConfigError(f"{url!r} names a host, not a path", hint="write three slashes: file:///data/run7")
+    if not path or "\0" in path:
+        raise ConfigError(f"{url!r} names no directory", hint="write for example file:///data/run7")
+    return os.path.abspath(path)
+
+
+class PosixTier:
+    """Objects as files under `root`; unfinished ones under `.tmp/`, named `{owner}-{random}`.
+
+    Invariants: a file outside `.tmp/` is whole and on the disk, and its name is too once its `publish` has returned.
+    Threads: any.
+
+    Args:
+        owner: begins the names of temporary files, so that a successor can `sweep` exactly those.
+        direct: go past the page cache (O_DIRECT) where address, offset, length and file system allow.
+        create: create the last component of `root`, and find out now whether it can be written.
+        fsync: a test's place to count, delay, fail or skip every fsync; nothing else calls for one.
+
+    Raises: ConfigError, TierPermissionError, TierFullError when `root` cannot be used; NotFoundError when it is not
+        there and `create` is false.
+    """
+
+    def __init__(  # noqa: PLR0913  a backend states all it can be asked
+        self,
+        root: str,
+        *,
+        name: str = "posix",
+        owner: str = "0.none",
+        scope: Scope = Scope.SHARED,
+        direct: bool = True,
+        create: bool = True,
+        fsync: Callable[[int], None] = os.fsync,
+    ) -> None:
+        if "/" in owner or not owner:
+            raise ConfigError(f"owner {owner!r} cannot begin a file name")
+        self.name, self.root, self.owner = name, os.path.abspath(root), owner
+        self.direct, self.fsync = direct, fsync
+        self.capabilities = Capabilities(
+            scope=scope,
+            survives=FailureDomain.PROCESS if scope is Scope.NODE else FailureDomain.NODE,
+            alignment_bytes=ALIGNMENT_BYTES,
+            part_bytes=PART_BYTES,
+            concurrency=8,
+            atomic_create=True,
+        )
+        self._directories = Directories(self.root, fsync)
+        self._live: dict[str, PosixUpload] = {}
+        with translated(name, None, self.root):
+            self._probe(create)
+
+    def put(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> None:
+        """Store a small object the way images are stored.
+
+        Atomicity: rename. Durability: file and name are on the disk on return. Idempotent: without `if_absent`.
+        """
+        upload = self.upload(key, len(buffer))
+        try:
+            upload.write(0, buffer)
+            upload.publish(if_absent=if_absent)
+        finally:
+            upload.abort()
+
+    def upload(self, key: str, size_bytes: int) -> PosixUpload:
+        """Begin a temporary file with its room reserved. Raises: TierFullError."""
+        check_key(key, self.name)
+        temporary = os.path.join(self.root, TEMPORARY, f"{self.owner}-{secrets.token_hex(8)}")
+        with translated(self.name, key, self.root):
+            self._directories.make(os.path.dirname(temporary))
+        upload = PosixUpload(self, key, size_bytes, temporary)
+        self._live[temporary] = upload
+        return upload
+
+    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer`; goes on after short reads, past the page cache where aligned."""
+        path = self._path(key)
+        large = self.direct and len(buffer) >= ALIGNMENT_BYTES
+        with translated(self.name, key, self.root):
+            file = File(path, os.O_RDONLY, direct=large)
+            try:
+                n = file.read(offset, buffer)
+            finally:
+                file.close()
+        if n < len(buffer):
+            raise CorruptError(
+                f"the object ends at byte {offset + n}, {len(buffer) - n} before the range does",
+                tier=self.name,
+                key=key,
+            )
+
+    def size(self, key: str) -> int:
+        """Length of the object in bytes."""
+        with translated(self.name, key, self.root):
+            status = os.stat(self._path(key))
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFoundError("this is a directory, not an object", tier=self.name, key=key)
+        return status.st_size
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Walks directories; what vanishes meanwhile is left out, names that are not text are not ours."""
+        with translated(self.name, prefix, self.root):
+            yield from (ObjectInfo(key, size) for key, size in walk(self.root, prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove the file, then directories that became empty.
+
+        Atomicity: unlink. Durability: the directory is on the disk on return, also when the file was gone already (an
+        earlier call may have died in between). Idempotent.
+        """
+        path = self._path(key)
+        with translated(self.name, key, self.root):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                os.unlink(path)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._directories.sync(os.path.dirname(path))
+            self._directories.remove_empty(os.path.dirname(path))
+
+    def sweep(self, *, owner_prefix: str | None = None) -> int:
+        """Remove temporary files; those of this object's own unfinished uploads stay."""
+        removed = 0
+        directory = os.path.join(self.root, TEMPORARY)
+        with translated(self.name, None, self.root):
+            names = os.listdir(directory) if os.path.isdir(directory) else []
+            for name in names:
+                path = os.path.join(directory, name)
+                if path in self._live or not name.startswith(owner_prefix or ""):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                    removed += 1
+        return removed
+
+    def close(self) -> None:
+        """Abort unfinished uploads: their descriptors and temporary files go."""
+        for upload in list(self._live.values()):
+            upload.abort()
+
+    # For PosixUpload -------------------------------------------------------------------------------------------
+    def move(self, temporary: str, key: str, *, if_absent: bool) -> None:
+        """Give a temporary file its name. Raises: AlreadyExistsError; OSError."""
+        target = self._path(key)
+        rename = rename_without_replacing if if_absent else os.replace
+        for _ in range(100):
+            self._directories.make(os.path.dirname(target))
+            try:
+                return rename(temporary, target)
+            except FileExistsError as e:
+                raise AlreadyExistsError("the key is taken", tier=self.name, key=key) from e
+            except FileNotFoundError:
+                # A concurrent delete removed the directory because it was empty: make it again.
+                if not os.path.exists(temporary):
+                    raise TierError(
+                        "the temporary file is gone: another process swept it", tier=self.name, key=key
+                    ) from None
+        raise TierError("its directory vanishes again and again", tier=self.name, key=key)
+
+    def sync_directory_of(self, key: str) -> None:
+        """Make the name of a moved file durable, and those of its directories."""
+        with contextlib.suppress(FileNotFoundError):  # deleted already, by somebody who synced
+            self._directories.sync_upwards(os.path.dirname(self._path(key)))
+
+    def forget(self, temporary: str) -> None:
+        """The upload is over; its temporary file, where still there, goes."""
+        self._live.pop(temporary, None)
+        with translated(self.name, None, self.root), contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+    def _path(self, key: str) -> str:
+        check_key(key, self.name)
+        return os.path.join(self.root, key)
+
+    def _probe(self, create: bool) -> None:
+        """Find out now, not at the first save, whether the directory can be used."""
+        if os.path.exists(self.root) and not os.path.isdir(self.root):
+            raise ConfigError(f"{self.root} is not a directory", hint="name a directory", tier=self.name)
+        if not create:
+            os.listdir(self.root)
+            return
+        if not os.path.isdir(os.path.dirname(self.root)):
+            raise ConfigError(
+                f"the parent directory of {self.root} does not exist",
+                hint=f"create it: mkdir -p {os.path.dirname(self.root)}; or correct the path",
+                tier=self.name,
+            )
+        self._directories.make_root()
+        temporary = os.path.join(self.root, TEMPORARY, f"{self.owner}-probe-{secrets.token_hex(8)}")
+        self._directories.make(os.path.dirname(temporary))
+        file = File(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=self.direct)
+        self.direct = file.is_direct
+        file.close()
+        os.unlink(temporary)

@@ -1,0 +1,44 @@
+"""Watches the durable tier from outside, as anyone may: what stands in the directory is what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.demo.events import EventLog
+from holdfast.format.names import MANIFESTS, parse_manifest_key
+from holdfast.model.identity import CheckpointId
+
+
+class Disk:
+    """The directory of the file tier. `look` is called often and logs what changed since it last looked."""
+
+    def __init__(self, folder: Path, log: EventLog) -> None:
+        self._unfinished = folder / ".tmp"
+        self._manifests = folder / MANIFESTS
+        self._log = log
+        self._committed: frozenset[CheckpointId] = frozenset()
+        self._writing = False
+
+    def committed(self) -> frozenset[CheckpointId]:
+        """Every checkpoint whose manifest stands there at this moment."""
+        found = (parse_manifest_key(MANIFESTS + name) for name in _names(self._manifests))
+        return frozenset(checkpoint for checkpoint in found if checkpoint is not None)
+
+    def look(self) -> None:
+        """Log `writing` when unfinished files appear, `committed` and `pruned` for each manifest come or gone."""
+        writing = bool(_names(self._unfinished))
+        if writing and not self._writing:
+            self._log("writing")
+        self._writing = writing
+        now = self.committed()
+        for what, checkpoints in (("committed", now - self._committed), ("pruned", self._committed - now)):
+            for checkpoint in sorted(checkpoints):
+                self._log(what, attempt=checkpoint.attempt, step=checkpoint.step)
+        self._committed = now
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []

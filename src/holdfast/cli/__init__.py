@@ -1,1 +1,66 @@
-"""One file per command, thin."""
+"""The `holdfast` command: one file per command, thin. Here: how it starts and how it fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from holdfast.errors import HoldfastError, UsageError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+_COMPLETE = "_HOLDFAST_COMPLETE"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: that of the error's kind (docs/reference.md) when one was raised."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(args or ["--help"])
+        sys.stdout.flush()  # here, where a reader that has gone can still be answered quietly
+        return code
+    except HoldfastError as e:
+        return _fail(e, as_json="--json" in args)
+    except click.ClickException as e:
+        return _fail(_usage(e), as_json="--json" in args)
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered has no reader; without this the interpreter would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(args: list[str]) -> int:
+    # Not click's own `main`: it would answer a broken pipe and an interrupt its way.
+    from holdfast.cli.group import holdfast
+
+    if _COMPLETE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(holdfast, {}, "holdfast", _COMPLETE, os.environ[_COMPLETE])
+    try:
+        with holdfast.make_context("holdfast", args) as context:
+            holdfast.invoke(context)
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    return 0
+
+
+def _usage(e: click.ClickException) -> HoldfastError:
+    context = getattr(e, "ctx", None)
+    command = context.command_path if context is not None else "holdfast"
+    return UsageError(e.format_message(), hint=f"`{command} --help` shows what it takes, with examples")
+
+
+def _fail(error: HoldfastError, *, as_json: bool) -> int:
+    """Say it to the person on stderr; with `--json` to the program on stdout, too."""
+    click.echo(f"holdfast: {error}", err=True)
+    if as_json:
+        from holdfast.cli.output import write_json
+
+        write_json(error.to_dict())
+    return error.exit_code

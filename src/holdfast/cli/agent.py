@@ -1,0 +1,132 @@
+"""`holdfast agent`: run, look at or stop the node agent of a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from holdfast.cli.arenas import arena_of, look, settings_of
+from holdfast.cli.arguments import json_option, url_argument
+from holdfast.cli.output import Column, Grid, write, write_grid, write_json
+from holdfast.errors import AgentError, DeadlineError, UsageError
+from holdfast.wire.client import AgentClient
+from holdfast.wire.messages import Ok, Stop
+from holdfast.wire.spawn import CONFIG, SOCKET, answers, write_config
+
+_CALL_S = 60.0
+_POLL_S = 0.05
+
+
+@click.command()
+@url_argument(required=False)
+@click.option("--arena", type=click.Path(path_type=Path), help="The arena directory, instead of the URL.")
+@click.option("--status", is_flag=True, help="Show what the running agent says of itself.")
+@click.option("--stop", is_flag=True, help="End the running agent once the newest step is durable.")
+@json_option()
+def agent(url: str | None, arena: Path | None, status: bool, stop: bool, as_json: bool) -> None:
+    """Run the node agent of a run in the foreground; or look at it, or stop it.
+
+    Nobody needs to: a Checkpointer starts its agent, and the agent goes by itself. It is useful to bring to a durable
+    tier what a killed job left in memory, and to see why an agent does not start.
+
+    \b
+    Examples:
+      holdfast agent /data/run7
+      holdfast agent /data/run7 --status
+      holdfast agent file:///data/run7 --stop
+      holdfast agent --arena /dev/shm/holdfast-1000/run7-0123456789ab --status --json
+    """
+    if (url is None) == (arena is None) or (status and stop):
+        raise UsageError("name the run by its URL or by --arena, and ask for one thing", hint="see --help")
+    place = arena_of(url) if url is not None else (arena or Path()).absolute()
+    if status:
+        _status(place, as_json)
+    elif stop:
+        _stop(place, as_json)
+    else:
+        _run(place, url)
+
+
+def _run(arena: Path, url: str | None) -> None:
+    from holdfast.agent.main import run
+
+    if answers(arena):
+        write(f"an agent serves {arena} already")
+        return
+    if not (arena / CONFIG).exists():
+        if url is None:
+            raise AgentError(f"no settings in {arena}", hint="name the run by its URL: `holdfast agent URL`")
+        _create(arena, url)
+    code = run(arena)
+    if code != 0:
+        raise click.exceptions.Exit(code)
+
+
+def _create(arena: Path, url: str) -> None:
+    """The directory with its settings, as `spawn` would make it."""
+    try:
+        arena.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_config(arena, settings_of(url))
+    except OSError as e:
+        raise AgentError(
+            f"cannot use the arena directory {arena}: {e.strerror}",
+            hint="set HOLDFAST_ARENA_DIR to a writable memory file system",
+        ) from e
+
+
+def _status(arena: Path, as_json: bool) -> None:
+    status: dict[str, Any] = AgentClient(arena / SOCKET).get("/status", dict, timeout_s=_CALL_S)
+    if as_json:
+        write_json(status)
+        return
+    facts = Grid([Column("what"), Column("value", fold=True)])
+    for name, value in status.items():
+        if not isinstance(value, list):
+            facts.add(name, _text(value))
+    write_grid(facts)
+    for name, rows in status.items():
+        if isinstance(rows, list) and rows:
+            write(f"\n{name}", style="bold")
+            _rows([r if isinstance(r, dict) else {name: r} for r in rows])
+
+
+def _rows(rows: list[dict[str, Any]]) -> None:
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    grid = Grid([Column(h, right=all(isinstance(r.get(h), int) for r in rows)) for h in heads])
+    for row in rows:
+        grid.add(*(_text(row.get(h, "")) for h in heads))
+    write_grid(grid)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+def _stop(arena: Path, as_json: bool) -> None:
+    """Ask it to end and wait until it has, so that what follows finds the newest step durable and the room free."""
+    was_running = look(arena).alive
+    if was_running:
+        settings = look(arena).settings
+        AgentClient(arena / SOCKET).post("/stop", Stop(), Ok, timeout_s=_CALL_S)
+        _wait_gone(arena, settings.close_timeout_s if settings else _CALL_S)
+    if as_json:
+        write_json({"arena": os.fspath(arena), "was_running": was_running})
+    else:
+        write(f"the agent of {arena} has ended" if was_running else f"no agent runs in {arena}")
+
+
+def _wait_gone(arena: Path, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while look(arena).alive:
+        if time.monotonic() > deadline:
+            raise DeadlineError(
+                f"the agent of {arena} has not ended within {limit_s:g} s; it brings the newest step to a durable tier",
+                hint="look into agent.log there, or wait longer and ask again",
+            )
+        time.sleep(_POLL_S)

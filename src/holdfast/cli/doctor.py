@@ -1,0 +1,143 @@
+"""`holdfast doctor`: look at this machine, and at a run, for what would make saving fail or slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import click
+
+from holdfast.cli.arenas import Arena, arena_of, arenas, settings_of
+from holdfast.cli.arguments import json_option, url_argument, yes_option
+from holdfast.cli.health.filesystem import arena_abilities, home_abilities
+from holdfast.cli.health.finding import Finding, Level, bad, ok, warn
+from holdfast.cli.health.leftovers import Leftover, leftover_arenas, leftover_findings, stale_files
+from holdfast.cli.health.space import arena_room
+from holdfast.cli.health.surroundings import read_surroundings, what_ends_with_us
+from holdfast.cli.health.versions import versions
+from holdfast.cli.output import write, write_json
+from holdfast.config import Config, Settings
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.units import format_bytes, parse_bytes
+from holdfast.wire.client import AgentClient
+from holdfast.wire.spawn import SOCKET, answers
+
+_CALL_S = 10.0
+_STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.BAD: "bold red"}
+_NO_RUN = "file:///nowhere"
+"""Stands for a run when none is named: only settings that no URL changes are read from it."""
+
+
+@click.command()
+@url_argument(required=False)
+@click.option("--state", metavar="SIZE", help='What all ranks of this node save together, as "12 GiB": does it fit?')
+@click.option("--clean", is_flag=True, help="Remove what dead processes left behind.")
+@click.option("--discard-unsaved", is_flag=True, help="Remove even an arena that holds a step no other place has.")
+@yes_option("Remove it now.")
+@json_option()
+def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: bool, yes: bool, as_json: bool) -> None:
+    """Look at this machine, and at a run, for what would make saving fail or slow.
+
+    Looks at the arena's room and limits, at what the file systems can do (a few files are written and removed), at the
+    agent, at what ends together with this process, and at what dead processes left. Exits with 1 if something is bad.
+
+    \b
+    Examples:
+      holdfast doctor
+      holdfast doctor /data/run7
+      holdfast doctor file:///data/run7 --state "12 GiB"
+      holdfast doctor /data/run7 --clean
+      holdfast doctor /data/run7 --clean --yes
+    """
+    if (yes or discard_unsaved) and not clean:
+        raise UsageError("--yes and --discard-unsaved belong to --clean", hint="say --clean, too")
+    settings = settings_of(url) if url is not None else Config.from_url(_NO_RUN).resolve()
+    found = arenas(settings.arena_dir)
+    leftovers = [*leftover_arenas(found), *stale_files(_path(url))] if url is not None else [*leftover_arenas(found)]
+    findings = [*_look(settings, url, None if state is None else parse_bytes(state), found)]
+    findings += leftover_findings(leftovers)
+    removed = _clean(leftovers, discard_unsaved=discard_unsaved, yes=yes) if clean else []
+    if as_json:
+        write_json(_document(url, findings, leftovers, removed))
+    else:
+        _print(findings, removed, clean=clean, yes=yes)
+    if any(f.level is Level.BAD for f in findings):
+        raise click.exceptions.Exit(1)
+
+
+def _look(settings: Settings, url: str | None, state_bytes: int | None, found: list[Arena]) -> Iterator[Finding]:
+    yield from versions()
+    arena = arena_of(url) if url is not None else Path(settings.arena_dir)
+    yield from arena_room(settings, state_bytes, sum(a.size_bytes for a in found if a.path == arena))
+    yield from arena_abilities(settings.arena if url is None else arena)
+    yield from what_ends_with_us(read_surroundings(Path(settings.arena_dir)))
+    if url is not None:
+        yield from _home(url)
+        yield _agent(arena)
+
+
+def _home(url: str) -> Iterator[Finding]:
+    if urlsplit(url).scheme == "file":
+        yield from home_abilities(_path(url))
+
+
+def _path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))
+
+
+def _agent(arena: Path) -> Finding:
+    if not answers(arena):
+        return ok("agent", f"none runs for this run on this node ({arena})")
+    try:
+        status: dict[str, Any] = AgentClient(arena / SOCKET).get("/status", dict, timeout_s=_CALL_S)
+    except HoldfastError as e:
+        return bad("agent", e.message, e.hint)
+    if status.get("superseded_by"):
+        return warn("agent", f"superseded by attempt {status['superseded_by']}", "end this job: it can commit nothing")
+    return ok("agent", f"process {status.get('pid', '?')} serves {arena}")
+
+
+def _clean(leftovers: list[Leftover], *, discard_unsaved: bool, yes: bool) -> list[Leftover]:
+    """What goes, or would go without `yes`."""
+    chosen = [x for x in leftovers if discard_unsaved or not x.only_here]
+    if yes:
+        for item in chosen:
+            item.remove()
+    return chosen
+
+
+def _print(findings: list[Finding], removed: list[Leftover], *, clean: bool, yes: bool) -> None:
+    for finding in findings:
+        write(f"{finding.level!s:<4}  {finding.check}: {finding.message}", style=_STYLES[finding.level])
+        if finding.todo:
+            write(f"      -> {finding.todo}")
+    if clean:
+        write()
+        for item in removed:
+            write(f"{'removed' if yes else 'would remove'} {item.path} ({format_bytes(item.size_bytes)})")
+        if not removed:
+            write("nothing to remove")
+        elif not yes:
+            write("this was a dry run; add --yes to remove it")
+
+
+def _document(
+    url: str | None, findings: list[Finding], leftovers: list[Leftover], removed: list[Leftover]
+) -> dict[str, object]:
+    return {
+        "url": url,
+        "worst": str(max(f.level for f in findings)),
+        "findings": [{"check": f.check, "level": str(f.level), "message": f.message, "todo": f.todo} for f in findings],
+        "leftovers": [
+            {
+                "kind": x.kind,
+                "path": str(x.path),
+                "size_bytes": x.size_bytes,
+                "only_here": [{"attempt": c.attempt, "step": c.step} for c in x.only_here],
+                "chosen": x in removed,
+            }
+            for x in leftovers
+        ],
+    }

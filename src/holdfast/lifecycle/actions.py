@@ -1,4 +1,4 @@
-"""What the two machines want done. Each action that takes time is answered by exactly one event, named in its docstring.
+"""What the two machines want done. An action that takes time is answered by one event, named in its docstring.
 
 Actions are performed in the order given; those that take time may overlap and finish in any order.
 """
@@ -6,14 +6,13 @@ Actions are performed in the order given; those that take time may overlap and f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 from holdfast.lifecycle.events import Error, FromNode, FromRun
 from holdfast.model.identity import CheckpointId
 from holdfast.model.image import ImageHeader, ImageRecord
 
 
-# Of both machines ----------------------------------------------------------------------------------------------------
+# Of both machines -------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class StartTimer:
     """Answer `TimerFired(timer)` after this long; a running timer of that name starts anew."""
@@ -29,7 +28,7 @@ class StopTimer:
     timer: str
 
 
-# Of the node machine -------------------------------------------------------------------------------------------------
+# Of the node machine ----------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Seal:
     """Fill the block table of a staged image: `Sealed` or `SealFailed`."""
@@ -95,7 +94,7 @@ class ToRun:
     event: FromNode
 
 
-# Of the run machine --------------------------------------------------------------------------------------------------
+# Of the run machine -----------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class KnownImage:
     """An image as receipts describe it."""
@@ -171,5 +170,5 @@ class Ended:
     error: Error | None = None
 
 
-NodeAction = Union[StartTimer, StopTimer, Seal, Verify, Hold, MarkCommitted, Free, Upload, MarkTier, ToRun]
-RunAction = Union[StartTimer, StopTimer, CheckWhole, Commit, Prune, Sweep, ToNodes, Notify, Report, Ended]
+NodeAction = StartTimer | StopTimer | Seal | Verify | Hold | MarkCommitted | Free | Upload | MarkTier | ToRun
+RunAction = StartTimer | StopTimer | CheckWhole | Commit | Prune | Sweep | ToNodes | Notify | Report | Ended

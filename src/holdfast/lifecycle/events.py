@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader, ImageRecord
@@ -17,7 +17,7 @@ from holdfast.model.place import TierRule
 Error = Mapping[str, Any]
 
 
-# To both machines ----------------------------------------------------------------------------------------------------
+# To both machines -------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer that a `StartTimer` of this machine set has run out."""
@@ -34,7 +34,7 @@ class Reconfigured:
 
 @dataclass(frozen=True, slots=True)
 class RankAt:
-    """A rank's page shows this (attempt, step). Send it to the node machine, after `Staged` for all it staged before."""
+    """A rank's page shows this (attempt, step). To the node machine, after `Staged` for all it staged before."""
 
     rank: int
     at: CheckpointId
@@ -55,7 +55,7 @@ class RankGone:
     rank: int
 
 
-# To the node machine: slots and trainers -------------------------------------------------------------------------------
+# To the node machine: slots and trainers --------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Dealt:
     """A slot (free or occupied) counts among those of a rank from now on."""
@@ -154,7 +154,7 @@ class FoundBad:
     error: Error
 
 
-# To the node machine: answers to its actions ----------------------------------------------------------------------------
+# To the node machine: answers to its actions ----------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """`Seal` is done: block table filled, whole-image checksum known."""
@@ -206,7 +206,7 @@ class UploadFailed:
     error: Error
 
 
-# To the node machine: from the run machine ------------------------------------------------------------------------------
+# To the node machine: from the run machine ------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Resend:
     """The run machine is new (its agent was restarted or moved): say everything again."""
@@ -270,7 +270,7 @@ class FreeAll:
     """The run is over on this node: cancel what has not begun, free every slot."""
 
 
-# To the run machine: from node machines ---------------------------------------------------------------------------------
+# To the run machine: from node machines ---------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class ImageStaged:
     """A rank staged an image; its checksum is still to come."""
@@ -347,7 +347,7 @@ class FlushSkipped:
     checkpoint: CheckpointId
 
 
-# To the run machine: from the executor -----------------------------------------------------------------------------------
+# To the run machine: from the executor ----------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class AttemptOwned:
     """This run's agents own the highest attempt: just claimed, or found again by a new coordinator."""
@@ -482,66 +482,75 @@ class NodeGone:
     node: str
 
 
-FromRun = Union[
-    Resend, LineageChanged, BecameWhole, Committed, CancelFlush, Release, Forget, Promote, FreeAll, Reconfigured
-]
-FromNode = Union[
-    ImageStaged,
-    MemoryReceipt,
-    MemoryGone,
-    ImageFailed,
-    FlushBegun,
-    TierReceipt,
-    FlushFailed,
-    FlushSkipped,
-    RankAt,
-    RankGaveUp,
-    RankGone,
-]
-NodeEvent = Union[
-    FromRun,
-    TimerFired,
-    RankAt,
-    RankGaveUp,
-    RankGone,
-    Dealt,
-    Undealt,
-    Staged,
-    Adopted,
-    Fetched,
-    OwnerGone,
-    SlotWanted,
-    SlotWantOver,
-    Pinned,
-    Unpinned,
-    FoundBad,
-    Sealed,
-    SealFailed,
-    Verified,
-    VerifyFailed,
-    Uploaded,
-    UploadFailed,
-]
-RunEvent = Union[
-    FromNode,
-    TimerFired,
-    Reconfigured,
-    AttemptOwned,
-    SupersededBy,
-    CatalogRead,
-    CatalogFailed,
-    WholeChecked,
-    CommitDone,
-    CommitFailed,
-    PruneAsked,
-    PruneDone,
-    PruneFailed,
-    TierRecovered,
-    LoadBegun,
-    LoadEnded,
-    TrainersGone,
-    TrainersBack,
-    CloseAsked,
-    TermSignal,
-    NodeGone,
-]
+FromRun = (
+    Resend
+    | LineageChanged
+    | BecameWhole
+    | Committed
+    | CancelFlush
+    | Release
+    | Forget
+    | Promote
+    | FreeAll
+    | Reconfigured
+)
+FromNode = (
+    ImageStaged
+    | MemoryReceipt
+    | MemoryGone
+    | ImageFailed
+    | FlushBegun
+    | TierReceipt
+    | FlushFailed
+    | FlushSkipped
+    | RankAt
+    | RankGaveUp
+    | RankGone
+)
+NodeEvent = (
+    FromRun
+    | TimerFired
+    | RankAt
+    | RankGaveUp
+    | RankGone
+    | Dealt
+    | Undealt
+    | Staged
+    | Adopted
+    | Fetched
+    | OwnerGone
+    | SlotWanted
+    | SlotWantOver
+    | Pinned
+    | Unpinned
+    | FoundBad
+    | Sealed
+    | SealFailed
+    | Verified
+    | VerifyFailed
+    | Uploaded
+    | UploadFailed
+)
+RunEvent = (
+    FromNode
+    | TimerFired
+    | Reconfigured
+    | AttemptOwned
+    | SupersededBy
+    | CatalogRead
+    | CatalogFailed
+    | WholeChecked
+    | CommitDone
+    | CommitFailed
+    | PruneAsked
+    | PruneDone
+    | PruneFailed
+    | TierRecovered
+    | LoadBegun
+    | LoadEnded
+    | TrainersGone
+    | TrainersBack
+    | CloseAsked
+    | TermSignal
+    | NodeGone
+)

@@ -6,6 +6,7 @@ allocated; the JSON has a fixed depth; every number is checked before it is used
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -13,26 +14,15 @@ from holdfast.errors import CorruptError, FormatVersionError, UsageError
 from holdfast.format import names
 from holdfast.format.checksum import Buffer
 from holdfast.format.dtypes import SAFETENSORS, TORCH
-from holdfast.format.layout import (
-    ENTRY_ALIGN_BYTES,
-    MAX_BYTES,
-    MAX_DIMS,
-    MAX_HEADER_BYTES,
-    PAGE_BYTES,
-    check_aliases,
-    check_identity,
-    check_piece,
-    entry_name,
-    note_of,
-    table_bytes,
-)
+from holdfast.format.layout import ENTRY_ALIGN_BYTES, PAGE_BYTES, entry_name, note_of, table_bytes
+from holdfast.format.limits import MAX_BYTES, MAX_DIMS, MAX_HEADER_BYTES, check_aliases, check_identity, check_piece
 from holdfast.format.records import (
     PAD,
     PLAIN,
     RESERVED,
     TABLE,
     EntryRecord,
-    ImageRecordJson,
+    IdentityRecord,
     Metadata,
     PieceNote,
     strictly,
@@ -63,7 +53,7 @@ def parse_header(source: Buffer | Read, size_bytes: int) -> ImageHeader:
     if int(version[1]) != 0:
         raise FormatVersionError(f"the image has format version {int(version[1])}, this Holdfast reads 0")
     metadata, records = _split(raw)
-    described = strictly(metadata.image.encode(), ImageRecordJson, "holdfast.image")
+    described = strictly(metadata.image.encode(), IdentityRecord, "holdfast.image")
     notes = strictly(metadata.pieces.encode(), dict[str, PieceNote], "holdfast.pieces")
     aliases = strictly(metadata.aliases.encode(), dict[str, str], "holdfast.aliases")
     try:
@@ -199,11 +189,7 @@ def _nbytes(name: str, record: EntryRecord) -> int:
         raise CorruptError(f"entry {name[:80]!r} has the unknown dtype {record.dtype[:30]!r}")
     if len(record.shape) > MAX_DIMS or (name.startswith(RESERVED) and len(record.shape) != 1):
         raise CorruptError(f"entry {name[:80]!r} has {len(record.shape)} dimensions")
-    nbytes = known[1]
-    for length in record.shape:
-        if not 0 <= length <= MAX_BYTES:
-            raise CorruptError(f"entry {name[:80]!r} has a dimension out of range")
-        nbytes *= length
+    nbytes = known[1] * math.prod(record.shape)
     if nbytes > MAX_BYTES:
         raise CorruptError(f"entry {name[:80]!r} is too large")
     return nbytes
@@ -212,24 +198,24 @@ def _nbytes(name: str, record: EntryRecord) -> int:
 def _piece(name: str, record: EntryRecord, note: PieceNote | None, world_size: int) -> Piece:
     if note is None:
         dtype, itemsize = TORCH[record.dtype]
-        lengths = tuple(record.shape)
+        lengths = record.shape
         piece = Piece(name, (0,) * len(lengths), lengths, lengths, dtype, itemsize)
         check_piece(piece, world_size)
         return piece
     dtype, itemsize = TORCH[record.dtype] if note.dtype is None else (note.dtype, note.itemsize or 0)
-    lengths = tuple(record.shape if note.lengths is None else note.lengths)
+    lengths = record.shape if note.lengths is None else note.lengths
     piece = Piece(
         fqn=name if note.fqn is None else note.fqn,
-        offsets=(0,) * len(lengths) if note.offsets is None else tuple(note.offsets),
+        offsets=(0,) * len(lengths) if note.offsets is None else note.offsets,
         lengths=lengths,
-        shape=lengths if note.shape is None else tuple(note.shape),
+        shape=lengths if note.shape is None else note.shape,
         dtype=dtype,
         itemsize=itemsize,
         owner_rank=note.owner_rank,
     )
     check_piece(piece, world_size)
     stored_as_bytes = piece.dtype not in SAFETENSORS
-    if stored_as_bytes and (record.dtype != "U8" or record.shape != [piece.nbytes]):
+    if stored_as_bytes and (record.dtype != "U8" or record.shape != (piece.nbytes,)):
         raise CorruptError(f"entry {name[:80]!r} has other bytes than its {piece.dtype} piece")
     if note_of(name, piece) != note or entry_name(piece) != name:
         raise CorruptError(f"holdfast.pieces says of {name[:80]!r} what its entry does not")

@@ -7,10 +7,9 @@ alignment leaves.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -18,29 +17,13 @@ from holdfast.errors import CapacityError, UsageError
 from holdfast.format import names
 from holdfast.format.checksum import Buffer, block_count
 from holdfast.format.dtypes import SAFETENSORS
-from holdfast.format.records import (
-    PAD,
-    PLAIN,
-    RESERVED,
-    TABLE,
-    EntryRecord,
-    ImageRecordJson,
-    Metadata,
-    PieceNote,
-)
+from holdfast.format.limits import MAX_BYTES, MAX_HEADER_BYTES, check_aliases, check_identity, check_piece, check_within
+from holdfast.format.records import PAD, PLAIN, TABLE, EntryRecord, IdentityRecord, Metadata, PieceNote
 from holdfast.model.identity import ImageId
 from holdfast.model.image import Entry, ImageLayout, Piece
 
 PAGE_BYTES = 4096
 ENTRY_ALIGN_BYTES = 64
-MAX_HEADER_BYTES = 32 * 2**20
-MAX_DIMS = 64
-MAX_BYTES = 2**62
-MAX_TEXT = 4096
-MAX_ITEMSIZE = 64
-
-_STRUCTURE = re.compile(r"[0-9A-Za-z_.:-]{0,128}")
-_DTYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _BEFORE_ATTEMPT = b'{"__metadata__":{"holdfast.format":"0","holdfast.attempt":"'
 _BETWEEN = b'","holdfast.step":"'
 _DIGITS = 20
@@ -67,8 +50,8 @@ class Template:
         Fillers are zeroed too: slots are reused, and equal states must give equal bytes.
         """
         view = memoryview(buffer).cast("B")
-        _within("attempt", attempt, names.MAX_ATTEMPT)
-        _within("step", step, names.MAX_STEP)
+        check_within("attempt", attempt, names.MAX_ATTEMPT)
+        check_within("step", step, names.MAX_STEP)
         view[: len(self.header)] = self.header
         view[ATTEMPT_AT : ATTEMPT_AT + _DIGITS] = b"%020d" % attempt
         view[STEP_AT : STEP_AT + _DIGITS] = b"%020d" % step
@@ -77,7 +60,7 @@ class Template:
 
 
 def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)
-    pieces: Sequence[Piece],
+    pieces: Iterable[Piece],
     aliases: Iterable[tuple[str, str]] = (),
     *,
     run: str,
@@ -86,7 +69,7 @@ def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)
     image: int = 0,
     image_count: int = 1,
     structure: str = "",
-    relies_on: Sequence[ImageId] = (),
+    relies_on: Iterable[ImageId] = (),
     plain_bytes: int = 0,
 ) -> Template:
     """Place `pieces`, in the order given, in one image.
@@ -97,41 +80,30 @@ def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)
         UsageError: a piece or a number that no image can hold.
         CapacityError: so many pieces that the header would pass its limit.
     """
-    described = ImageRecordJson(
-        run,
-        rank,
-        world_size,
-        image,
-        image_count,
-        structure,
-        [(i.attempt, i.step, i.rank, i.image) for i in relies_on],
-    )
-    check_identity(described)
+    relied_on = [(i.attempt, i.step, i.rank, i.image) for i in relies_on]
+    identity = IdentityRecord(run, rank, world_size, image, image_count, structure, relied_on)
+    check_identity(identity)
     alias_map = check_aliases(tuple(aliases))
-    plan = _Plan(base=0)
-    notes: dict[str, PieceNote] = {}
+    plan = _Plan()
     for piece in pieces:
         check_piece(piece, world_size)
-        plan.add(piece, notes)
-    plan.pad_to(ENTRY_ALIGN_BYTES)
-    plain_start, capacity = plan.cursor, plain_capacity_bytes(plain_bytes)
-    plan.reserve(PLAIN, "U8", capacity, capacity)
-    plan.pad_to(PAGE_BYTES)
-    for alias in alias_map:
-        if alias in plan.records:
-            raise UsageError(f"{alias} is both a tensor and an alias")
-    # Offsets count from the end of the header, whose length depends on their digits alone: no circle.
-    header, shift, table_start, size = _finish(plan, described, notes, alias_map)
+        plan.add(piece)
+    twice = next((alias for alias in alias_map if alias in plan.records), None)
+    if twice is not None:
+        raise UsageError(f"{twice!r} is both a tensor and an alias")
+    plain_start, capacity = plan.add_plain(plain_bytes)
+    header, table_start, size_bytes = _finish(plan, identity, alias_map)
+    shift = len(header)  # until here everything was counted from the end of the header
     layout = ImageLayout(
-        entries=tuple(Entry(name, piece, start + shift) for name, piece, start in plan.placed),
+        entries=tuple([Entry(name, piece, start + shift) for name, piece, start in plan.placed]),
         aliases=tuple(alias_map.items()),
         header_bytes=shift,
         plain_start=plain_start + shift,
         plain_capacity_bytes=capacity,
         table_start=table_start,
-        size_bytes=size,
+        size_bytes=size_bytes,
     )
-    return Template(layout, header, tuple((a + shift, b + shift) for a, b in plan.pads))
+    return Template(layout, header, tuple([(a + shift, b + shift) for a, b in plan.pads]))
 
 
 def plain_capacity_bytes(payload_bytes: int) -> int:
@@ -151,9 +123,9 @@ def note_of(name: str, piece: Piece) -> PieceNote | None:
         return None
     return PieceNote(
         fqn=None if name == piece.fqn else piece.fqn,
-        offsets=None if piece.is_whole else list(piece.offsets),
-        lengths=None if known else list(piece.lengths),
-        shape=None if piece.is_whole else list(piece.shape),
+        offsets=None if piece.is_whole else piece.offsets,
+        lengths=None if known else piece.lengths,
+        shape=None if piece.is_whole else piece.shape,
         dtype=None if known else piece.dtype,
         itemsize=None if known else piece.itemsize,
         owner_rank=piece.owner_rank,
@@ -162,136 +134,87 @@ def note_of(name: str, piece: Piece) -> PieceNote | None:
 
 def entry_name(piece: Piece) -> str:
     """The name an entry gets: the fqn, with the rectangle where it is not the whole tensor."""
-    if piece.is_whole:
-        return piece.fqn
-    return f"{piece.fqn}[{','.join(f'{o}:{o + n}' for o, n in zip(piece.offsets, piece.lengths, strict=True))}]"
+    return piece.fqn if piece.is_whole else piece.fqn + _rectangle(piece.offsets, piece.lengths)
 
 
-def check_piece(piece: Piece, world_size: int) -> None:
-    """Refuse a piece that no image can hold. Raises: UsageError."""
-    fqn = piece.fqn
-    if fqn.startswith(RESERVED) or fqn == "__metadata__" or not 0 < len(fqn) <= MAX_TEXT:
-        raise UsageError(f"{fqn[:80]!r} cannot be the name of a tensor", hint=f"names under {RESERVED} are reserved")
-    ndim = len(piece.shape)
-    if ndim > MAX_DIMS or len(piece.offsets) != ndim or len(piece.lengths) != ndim:
-        raise UsageError(f"{fqn}: offsets, lengths and shape must have one item per dimension, at most {MAX_DIMS}")
-    for offset, length, size in zip(piece.offsets, piece.lengths, piece.shape, strict=True):
-        if offset < 0 or length < 0 or offset + length > size:
-            raise UsageError(f"{fqn}: the piece {piece.offsets}+{piece.lengths} lies outside of {piece.shape}")
-    if not 0 < piece.itemsize <= MAX_ITEMSIZE or piece.itemsize * math.prod(piece.shape) > MAX_BYTES:
-        raise UsageError(f"{fqn}: {piece.shape} of {piece.itemsize} bytes each is no possible size")
-    known = SAFETENSORS.get(piece.dtype)
-    if (known is None and not _DTYPE.fullmatch(piece.dtype)) or (known is not None and known[1] != piece.itemsize):
-        raise UsageError(f"{fqn}: {piece.dtype[:80]!r} of {piece.itemsize} bytes is no dtype")
-    if piece.owner_rank is not None and not 0 <= piece.owner_rank < world_size:
-        raise UsageError(f"{fqn}: owner rank {piece.owner_rank} is not in a world of {world_size}")
-
-
-def check_identity(described: ImageRecordJson) -> None:
-    """Refuse an image that says impossible things of itself. Raises: UsageError."""
-    if not 0 < len(described.run) <= MAX_TEXT:
-        raise UsageError("a run needs a name of at most 4096 characters")
-    _within("world_size", described.world_size - 1, names.MAX_RANK)
-    _within("rank", described.rank, described.world_size - 1)
-    _within("image_count", described.image_count - 1, names.MAX_IMAGE)
-    _within("image", described.image, described.image_count - 1)
-    if not _STRUCTURE.fullmatch(described.structure):
-        raise UsageError(f"{described.structure[:80]!r} is no structure digest")
-    for attempt, step, rank, image in described.relies_on:
-        _within("relies_on attempt", attempt, names.MAX_ATTEMPT)
-        _within("relies_on step", step, names.MAX_STEP)
-        _within("relies_on rank", rank, names.MAX_RANK)
-        _within("relies_on image", image, names.MAX_IMAGE)
-    if len(described.relies_on) > names.MAX_IMAGE or len(set(described.relies_on)) != len(described.relies_on):
-        raise UsageError("relies_on names an image twice, or too many")
-
-
-def check_aliases(aliases: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Aliases as a mapping. Raises: UsageError."""
-    found = dict(aliases)
-    if len(found) != len(aliases):
-        raise UsageError("an alias is given twice")
-    for alias, target in aliases:
-        if alias.startswith(RESERVED) or not 0 < len(alias) <= MAX_TEXT or target in found:
-            raise UsageError(f"{alias[:80]!r} cannot be an alias of {target[:80]!r}")
-    return found
+@lru_cache(4096)  # an image has few distinct rectangles, and this runs at every layout and every parse
+def _rectangle(offsets: tuple[int, ...], lengths: tuple[int, ...]) -> str:
+    return f"[{','.join([f'{o}:{o + n}' for o, n in zip(offsets, lengths, strict=True)])}]"
 
 
 class _Plan:
     """Entries as they are placed, counted from the end of the header."""
 
-    def __init__(self, base: int) -> None:
-        self.cursor = base
+    def __init__(self) -> None:
+        self.cursor = 0
         self.records: dict[str, EntryRecord] = {}
+        self.notes: dict[str, PieceNote] = {}
         self.placed: list[tuple[str, Piece, int]] = []
         self.pads: list[tuple[int, int]] = []
 
-    def pad_to(self, align: int) -> None:
-        gap = -self.cursor % align
-        if gap:
-            start = self.cursor
-            self.reserve(f"{PAD}{len(self.pads)}", "U8", gap, gap)
-            self.pads.append((start, start + gap))
-
-    def reserve(self, name: str, dtype: str, items: int, nbytes: int) -> None:
-        self.records[name] = EntryRecord(dtype, [items], (self.cursor, self.cursor + nbytes))
-        self.cursor += nbytes
-
-    def add(self, piece: Piece, notes: dict[str, PieceNote]) -> None:
-        self.pad_to(ENTRY_ALIGN_BYTES)
-        name = entry_name(piece)
+    def add(self, piece: Piece) -> None:
+        self._pad_to(ENTRY_ALIGN_BYTES)
+        name, nbytes = entry_name(piece), piece.nbytes
         if name in self.records:
-            raise UsageError(f"{name} is placed twice in one image")
-        nbytes = piece.nbytes
+            raise UsageError(f"{name!r} is placed twice in one image")
         note = note_of(name, piece)
         if note is not None:
-            notes[name] = note
+            self.notes[name] = note
         known = SAFETENSORS.get(piece.dtype)
-        dtype, shape = (known[0], list(piece.lengths)) if known else ("U8", [nbytes])
+        self.placed.append((name, piece, self.cursor))
+        self._put(name, known[0] if known else "U8", piece.lengths if known else (nbytes,), nbytes)
+
+    def add_plain(self, payload_bytes: int) -> tuple[int, int]:
+        """Where the plain values start, and their room."""
+        self._pad_to(ENTRY_ALIGN_BYTES)
+        start, capacity = self.cursor, plain_capacity_bytes(payload_bytes)
+        self._put(PLAIN, "U8", (capacity,), capacity)
+        self._pad_to(PAGE_BYTES)
+        return start, capacity
+
+    def _pad_to(self, align: int) -> None:
+        gap = -self.cursor % align
+        if gap:
+            self.pads.append((self.cursor, self.cursor + gap))
+            self._put(f"{PAD}{len(self.pads) - 1}", "U8", (gap,), gap)
+
+    def _put(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
         start = self.cursor
-        self.records[name] = EntryRecord(dtype, shape, (start, start + nbytes))
-        self.placed.append((name, piece, start))
-        self.cursor += nbytes
+        self.cursor = start + nbytes
+        self.records[name] = EntryRecord(dtype, shape, (start, self.cursor))
 
 
-def _finish(
-    plan: _Plan, described: ImageRecordJson, notes: dict[str, PieceNote], aliases: dict[str, str]
-) -> tuple[bytes, int, int, int]:
-    """Header bytes, their length, table start and image size."""
-    data_bytes = plan.cursor
-    encode = msgspec.json.encode
+def _finish(plan: _Plan, identity: IdentityRecord, aliases: dict[str, str]) -> tuple[bytes, int, int]:
+    """Header bytes, table start and image size."""
     try:
-        text = [encode(part).decode() for part in (described, notes, aliases)]
-        metadata = encode(Metadata("0", "0" * _DIGITS, "0" * _DIGITS, *text))
-        body = encode(plan.records)
+        body = _body(plan, identity, aliases)
     except UnicodeEncodeError as e:
         raise UsageError(f"a name is not valid text: {e.object[:80]!r}") from None
-    # The table's length depends on where it starts, which depends on the header's length, which depends on the digits
-    # of the table's length: the longer of two tries always settles it.
-    header_bytes = 0
-    while True:
-        words = table_bytes(header_bytes + data_bytes) // 8
-        table = encode({TABLE: EntryRecord("U64", [words], (data_bytes, data_bytes + 8 * words))})
-        raw = b'{"__metadata__":' + metadata + b"," + body[1:-1] + b"," + table[1:]
-        needed = _up(8 + len(raw), PAGE_BYTES)
-        if needed <= header_bytes:
-            break
+    # The table's length depends on where it starts, so on the header's length, so on the digits of the table's length.
+    # Headers only grow here, so this ends.
+    header_bytes, needed = 0, PAGE_BYTES
+    while needed > header_bytes:
         header_bytes = needed
-    if header_bytes > MAX_HEADER_BYTES:
+        length = table_bytes(header_bytes + plan.cursor)
+        record = EntryRecord("U64", (length // 8,), (plan.cursor, plan.cursor + length))
+        raw = body + msgspec.json.encode({TABLE: record})[1:]
+        needed = _up(8 + len(raw), PAGE_BYTES)
+    table_start = header_bytes + plan.cursor
+    if header_bytes > MAX_HEADER_BYTES or table_start + length > MAX_BYTES:
         raise CapacityError(
-            f"{len(plan.placed)} entries need a header of {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}",
-            hint="give this rank several images",
+            f"an image of {len(plan.placed)} entries, {table_start} bytes and a header of {header_bytes} is too large",
+            hint=f"give this rank several images; a header may have {MAX_HEADER_BYTES} bytes",
         )
-    table_start = header_bytes + data_bytes
-    if table_start + 8 * words > MAX_BYTES:
-        raise CapacityError(f"an image of {table_start} bytes is too large")
     header = (header_bytes - 8).to_bytes(8, "little") + raw.ljust(header_bytes - 8)
-    return header, header_bytes, table_start, table_start + 8 * words
+    return header, table_start, table_start + length
 
 
-def _within(what: str, value: int, limit: int) -> None:
-    if not 0 <= value <= limit:
-        raise UsageError(f"{what} {value} is not in 0..{limit}")
+def _body(plan: _Plan, identity: IdentityRecord, aliases: dict[str, str]) -> bytes:
+    """The header's JSON up to the table's entry."""
+    encode, zeros = msgspec.json.encode, "0" * _DIGITS
+    texts = [encode(part).decode() for part in (identity, plan.notes, aliases)]
+    metadata = encode(Metadata("0", zeros, zeros, *texts))
+    return b'{"__metadata__":' + metadata + b"," + encode(plan.records)[1:-1] + b","
 
 
 def _up(n: int, align: int) -> int:

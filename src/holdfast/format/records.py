@@ -6,7 +6,7 @@ keys, stray whitespace, other spellings of a number or a string, and keys out of
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -19,13 +19,16 @@ TABLE = "__holdfast__.crc64nvme"
 
 T = TypeVar("T")
 
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""Any number an image or a manifest names: no sign to trick arithmetic with, no digits by the thousand."""
 
-class EntryRecord(msgspec.Struct, forbid_unknown_fields=True):
+
+class EntryRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One entry as safetensors writes it; `data_offsets` count from the end of the header."""
 
     dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+    shape: tuple[Size, ...]
+    data_offsets: tuple[Size, Size]
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,28 +42,28 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     aliases: str = msgspec.field(name="holdfast.aliases")
 
 
-class ImageRecordJson(msgspec.Struct, forbid_unknown_fields=True):
+class IdentityRecord(msgspec.Struct, forbid_unknown_fields=True):
     """`holdfast.image`: who wrote it and which of how many it is."""
 
     run: str
-    rank: int
-    world_size: int
-    image: int
-    image_count: int
+    rank: Size
+    world_size: Size
+    image: Size
+    image_count: Size
     structure: str
-    relies_on: list[tuple[int, int, int, int]]
+    relies_on: list[tuple[Size, Size, Size, Size]]
 
 
-class PieceNote(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class PieceNote(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """`holdfast.pieces`: what an entry's name, dtype and shape do not already say of its piece."""
 
     fqn: str | None = None
-    offsets: list[int] | None = None
-    lengths: list[int] | None = None
-    shape: list[int] | None = None
+    offsets: tuple[Size, ...] | None = None
+    lengths: tuple[Size, ...] | None = None
+    shape: tuple[Size, ...] | None = None
     dtype: str | None = None
-    itemsize: int | None = None
-    owner_rank: int | None = None
+    itemsize: Size | None = None
+    owner_rank: Size | None = None
 
 
 def strictly(data: bytes, as_type: type[T], what: str) -> T:

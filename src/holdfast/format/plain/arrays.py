@@ -35,22 +35,28 @@ def to_tree(value: Any) -> dict[str, Any] | None:
 
 
 def _array_to_tree(value: Any) -> dict[str, Any]:
-    fortran = value.flags.f_contiguous and not value.flags.c_contiguous
-    order = "F" if fortran else "C"
+    order = _order(value)
     data = base64.b64encode(value.tobytes(order)).decode()
     return {"!ndarray": [value.dtype.str, list(value.shape), order, data]}
+
+
+def _order(array: Any) -> str:
+    """The order its bytes are written in: its own if it is contiguous."""
+    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
 
 
 def array_from(body: Any) -> Any:
     """The array of a tagged form; any exception means that it is none."""
     dtype_str, shape, order, text = body
-    if order not in ("C", "F") or len(shape) > _MAX_DIMS or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
-        raise CorruptError("an array has an impossible shape or order")
+    if len(shape) > _MAX_DIMS or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise CorruptError("an array has an impossible shape")
     dtype, data = _dtype(dtype_str), _data(text)
-    if math.prod(shape) * dtype.itemsize != len(data) or (order == "F" and sum(n > 1 for n in shape) < 2):
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise CorruptError("an array's bytes do not fit its shape")
     np = importlib.import_module("numpy")
     array = np.ndarray(tuple(shape), dtype, bytearray(data), order=order)
+    if _order(array) != order:
+        raise CorruptError("an array's order is not in canonical form")
     _check_items(array, data)
     return array
 

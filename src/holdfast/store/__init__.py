@@ -1,1 +1,1 @@
-"""Checkpoints on tiers: catalog, commit, prune, verify."""
+"""Checkpoints on tiers: claimed, flushed, committed, listed, fetched, verified, pruned. One verb per file."""

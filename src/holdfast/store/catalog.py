@@ -1,0 +1,153 @@
+"""The catalog: what exists on one tier, rebuilt by listing.
+
+Foreign files are passed over; damage is told, not raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.format import manifest as codec
+from holdfast.format import names
+from holdfast.model.identity import CheckpointId, ImageId, Lineage
+from holdfast.model.manifest import Manifest
+from holdfast.store.quarantine import quarantined
+from holdfast.tiers.contract import Tier, read_all
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One checkpoint on one tier.
+
+    `images` are those under its own step, with their sizes; `missing` are those its manifest calls for here that are
+    not here whole, `bad` those in quarantine; `problem` is why the manifest cannot be used.
+    """
+
+    id: CheckpointId
+    manifest: Manifest | None
+    images: Mapping[ImageId, int]
+    tombstoned: bool = False
+    missing: tuple[ImageId, ...] = ()
+    bad: tuple[ImageId, ...] = ()
+    problem: HoldfastError | None = None
+
+    @property
+    def committed(self) -> bool:
+        """Whether its manifest stands and no deletion has begun."""
+        return not self.tombstoned and (self.manifest is not None or self.problem is not None)
+
+    @property
+    def loadable(self) -> bool:
+        """Committed, readable, and every image called for is here and not known to be bad."""
+        return self.committed and self.problem is None and not self.missing and not self.bad
+
+    @property
+    def size_bytes(self) -> int:
+        return self.manifest.size_bytes if self.manifest else sum(self.images.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Everything on one tier, oldest checkpoint first."""
+
+    tier: str
+    entries: tuple[CatalogEntry, ...]
+    quarantined: frozenset[ImageId] = frozenset()
+
+    def __iter__(self) -> Iterator[CatalogEntry]:
+        return iter(self.entries)
+
+    def get(self, checkpoint: CheckpointId) -> CatalogEntry | None:
+        return next((e for e in self.entries if e.id == checkpoint), None)
+
+    def newest(self, lineage: Lineage) -> CatalogEntry | None:
+        """The newest loadable checkpoint on the lineage."""
+        return next((e for e in reversed(self.entries) if e.loadable and e.id in lineage), None)
+
+    @property
+    def committed(self) -> list[CatalogEntry]:
+        return [e for e in self.entries if e.committed]
+
+    @property
+    def image_sizes(self) -> dict[ImageId, int]:
+        return {image: size for e in self.entries for image, size in e.images.items()}
+
+    @property
+    def highest_attempt(self) -> int:
+        """The highest attempt any key names, for `claim(seen=)`."""
+        return max((e.id.attempt for e in self.entries), default=0)
+
+    def named(self, *, besides: frozenset[CheckpointId] = frozenset()) -> set[ImageId]:
+        """Every image that a readable manifest names, deletions that have begun and `besides` not counted."""
+        keeping = (e for e in self.entries if e.manifest and not e.tombstoned and e.id not in besides)
+        return {record.id for e in keeping if e.manifest for record in e.manifest.images}
+
+
+def read_catalog(tier: Tier, *, calls_for: Callable[[ImageId], bool] = lambda image: True) -> Catalog:
+    """List a tier and read its manifests.
+
+    Args:
+        calls_for: which of a manifest's images belong on this tier; on a node-scoped tier those of the node.
+
+    Raises: what listing raises. A manifest that cannot be read is the `problem` of its entry.
+    """
+    images: dict[CheckpointId, dict[ImageId, int]] = {}
+    for info in tier.list(names.IMAGES):
+        image = names.parse_image_key(info.key)
+        if image is not None:
+            images.setdefault(image.checkpoint, {})[image] = info.size_bytes
+    tombstones = {names.parse_tombstone_key(i.key) for i in tier.list(names.TOMBSTONES)} - {None}
+    manifests = {names.parse_manifest_key(i.key) for i in tier.list(names.MANIFESTS)} - {None}
+    bad = quarantined(tier)
+    sizes = {image: size for step in images.values() for image, size in step.items()}
+    entries = []
+    for checkpoint in sorted({*images, *(c for c in tombstones | manifests if c is not None)}):
+        manifest, problem = _read(tier, checkpoint) if checkpoint in manifests else (None, None)
+        called = [r for r in manifest.images if calls_for(r.id)] if manifest else []
+        entry = CatalogEntry(
+            id=checkpoint,
+            manifest=manifest,
+            images=images.get(checkpoint, {}),
+            tombstoned=checkpoint in tombstones,
+            missing=tuple(r.id for r in called if sizes.get(r.id) != r.size_bytes),
+            bad=tuple(r.id for r in called if r.id in bad),
+            problem=problem,
+        )
+        entries.append(entry)
+    return Catalog(tier.name, tuple(entries), bad)
+
+
+def read_manifest(tier: Tier, checkpoint: CheckpointId) -> Manifest:
+    """The manifest of a checkpoint on a tier.
+
+    Raises: NotFoundError; CorruptError, FormatVersionError, naming tier and key.
+    """
+    key = names.manifest_key(checkpoint)
+    try:
+        manifest = codec.decode(read_all(tier, key))
+        if manifest.id != checkpoint:
+            raise CorruptError(f"the manifest is that of {manifest.id}")
+    except (CorruptError, FormatVersionError) as e:
+        e.tier, e.key, e.step = tier.name, key, checkpoint.step
+        raise
+    return manifest
+
+
+def is_tombstoned(tier: Tier, checkpoint: CheckpointId) -> bool:
+    """Whether a deletion has begun. The key decides: a damaged tombstone is still one."""
+    try:
+        tier.size(names.tombstone_key(checkpoint))
+    except NotFoundError:
+        return False
+    return True
+
+
+def _read(tier: Tier, checkpoint: CheckpointId) -> tuple[Manifest | None, HoldfastError | None]:
+    try:
+        return read_manifest(tier, checkpoint), None
+    except NotFoundError:  # deleted since it was listed
+        return None, None
+    except HoldfastError as e:
+        return None, e

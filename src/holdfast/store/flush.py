@@ -1,0 +1,93 @@
+"""Flush: an image from memory to a tier, by parts."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+from holdfast.errors import AlreadyExistsError, CorruptError, NotFoundError
+from holdfast.format import names
+from holdfast.model.image import ImageRecord
+from holdfast.store.blocks import Progress, no_progress
+from holdfast.store.parts import run_parts
+from holdfast.store.quarantine import release
+from holdfast.store.verify import verify_image
+from holdfast.tiers.contract import Buffer, Tier
+
+
+def flush_image(
+    tier: Tier,
+    record: ImageRecord,
+    buffer: Buffer,
+    pool: Executor,
+    *,
+    progress: Progress = no_progress,
+    replace: bool = False,
+) -> bool:
+    """Write an image to a tier. Returns whether it was written.
+
+    False: the same bytes stood there already, and were read back to prove it.
+
+    Must not run on `pool` itself. `buffer` is not looked at any more on return, also by an exception.
+
+    Args:
+        replace: put a good copy in the place of a bad one, and release it from quarantine (repair).
+
+    Atomicity: the upload's publish. Durability: as the tier's. Idempotent.
+
+    Raises: CorruptError when other bytes stand under the key; TierError. A failed flush leaves nothing on the tier.
+    """
+    key = names.image_key(record.id)
+    if len(buffer) != record.size_bytes:
+        raise ValueError(f"a buffer of {len(buffer)} bytes for an image of {record.size_bytes}")
+    if not replace and _stands(tier, key):
+        _prove(tier, record)
+        return False
+    try:
+        _upload(tier, key, buffer, pool, progress, replace)
+    except AlreadyExistsError:
+        _prove(tier, record)
+        return False
+    if replace:
+        release(tier, record.id)
+    return True
+
+
+def _upload(tier: Tier, key: str, buffer: Buffer, pool: Executor, progress: Progress, replace: bool) -> None:
+    part_bytes = tier.capabilities.part_bytes
+    upload = tier.upload(key, len(buffer))
+
+    def part(begin: int) -> None:
+        data = buffer[begin : begin + part_bytes]
+        upload.write(begin, data)
+        progress(len(data))
+
+    try:
+        run_parts(pool, part, range(0, len(buffer), part_bytes))
+        upload.publish(if_absent=not replace)
+    except BaseException:
+        upload.abort()
+        raise
+
+
+def _stands(tier: Tier, key: str) -> bool:
+    try:
+        tier.size(key)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _prove(tier: Tier, record: ImageRecord) -> None:
+    """An image that stands already has to be this one, bit for bit."""
+    error = verify_image(tier, record.id, record=record).error
+    if error is None:
+        return
+    if not isinstance(error, CorruptError):
+        raise error
+    raise CorruptError(
+        f"other bytes stand under its key: {error.message}",
+        hint="repair it: flush with replace=True",
+        tier=tier.name,
+        key=names.image_key(record.id),
+        step=record.id.step,
+    ) from error

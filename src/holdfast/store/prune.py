@@ -1,0 +1,176 @@
+"""Prune: delete checkpoints by a plan that can be printed first and executed, again and again, later.
+
+The order in which one checkpoint goes. A crash after any line leaves a state from which the same lines finish it, and
+in none of them does a checkpoint seem loadable whose images are partly gone:
+
+1. its tombstone is put: from here on it does not exist for anybody;
+2. its manifest is deleted;
+3. its images are deleted, but for those that another manifest names, and their quarantine records;
+4. its tombstone is deleted, once a newer checkpoint is committed on this tier: until then it keeps a late flush or a
+   roll-forward from bringing the step back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from holdfast.errors import NotFoundError, UsageError
+from holdfast.format import attempt as codec
+from holdfast.format import names
+from holdfast.model.identity import CheckpointId, ImageId, Lineage
+from holdfast.policy.retention import Reason, Verdict, judge
+from holdfast.store.attempts import require_authority
+from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
+from holdfast.store.quarantine import release
+from holdfast.tiers.contract import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """One checkpoint that goes, and what goes with it."""
+
+    id: CheckpointId
+    reason: Reason
+    images: tuple[ImageId, ...]
+    size_bytes: int
+    drop_tombstone: bool
+    """Whether a newer checkpoint is committed, so that the last line of the order may run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What prune would do on one tier; nothing has been done yet. `blocked` go once the named problem is gone."""
+
+    tier: str
+    deletions: tuple[Deletion, ...]
+    kept: tuple[Verdict, ...]
+    blocked: tuple[tuple[CheckpointId, str], ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(d.size_bytes for d in self.deletions)
+
+
+def plan_prune(
+    catalog: Catalog,
+    lineage: Lineage,
+    *,
+    keep_last: int | None,
+    keep_every_steps: int | None = None,
+    protected: Collection[CheckpointId] = (),
+) -> PrunePlan:
+    """What retention deletes on a tier. Pure.
+
+    Only loadable checkpoints count towards `keep_last`; a damaged one is kept (it may be repaired) until it is older
+    than everything kept. The newest loadable one stays whatever the settings.
+
+    Args:
+        protected: further checkpoints that stay: the newest verified one, those being loaded.
+    """
+    verdicts = judge(
+        [e.id for e in catalog if e.loadable],
+        lineage,
+        keep_last=keep_last,
+        keep_every_steps=keep_every_steps,
+        protected=protected,
+    )
+    kept = [v for v in verdicts if v.keep]
+    oldest = min((v.id for v in kept), default=None)
+    reasons = {v.id: v.reason for v in verdicts if not v.keep}
+    for entry in catalog.committed:
+        if not entry.loadable and oldest is not None and entry.id < oldest and keep_last and entry.id not in protected:
+            reasons[entry.id] = Reason.DAMAGED
+    return _plan(catalog, reasons, tuple(kept))
+
+
+def plan_delete(catalog: Catalog, lineage: Lineage, checkpoints: Iterable[CheckpointId]) -> PrunePlan:
+    """A plan for deleting exactly these. Pure.
+
+    Raises: NotFoundError; UsageError when the newest loadable checkpoint is among them.
+    """
+    newest = catalog.newest(lineage) or next((e for e in reversed(catalog.entries) if e.loadable), None)
+    reasons = {}
+    for checkpoint in checkpoints:
+        entry = catalog.get(checkpoint)
+        if entry is None or entry.tombstoned:
+            raise NotFoundError(f"{checkpoint} is not there", tier=catalog.tier, step=checkpoint.step)
+        if newest is not None and checkpoint == newest.id:
+            raise UsageError(
+                f"{checkpoint} is the newest that can be loaded and is never deleted",
+                hint="save a newer one first; to end the run, delete its directory",
+                tier=catalog.tier,
+            )
+        reasons[checkpoint] = Reason.ASKED
+    return _plan(catalog, reasons, ())
+
+
+def execute_prune(
+    tier: Tier,
+    plan: PrunePlan,
+    *,
+    authority: Tier,
+    owner: int,
+    done: Callable[[Deletion], None] = lambda deletion: None,
+) -> None:
+    """Do what a plan says, oldest first, in the order this module's docstring gives.
+
+    What other manifests name is looked up anew, for some may have been committed since the plan was made. `done` is
+    told of each checkpoint that is gone. Durability: each line is on the disk before the next begins. Idempotent: after
+    a crash or an error make a new plan (begun deletions are in it) and execute that.
+
+    Raises: SupersededError when a higher attempt owns the run; TierError.
+    """
+    if not plan.deletions:
+        return
+    doomed = frozenset(d.id for d in plan.deletions)
+    named = read_catalog(tier).named(besides=doomed)
+    for deletion in plan.deletions:
+        require_authority(authority, owner)
+        _delete(tier, deletion, named)
+        done(deletion)
+
+
+def _delete(tier: Tier, deletion: Deletion, named: Collection[ImageId]) -> None:
+    tombstone = names.tombstone_key(deletion.id)
+    tier.put(tombstone, memoryview(codec.encode_tombstone(deletion.id)))
+    tier.delete(names.manifest_key(deletion.id))
+    for image in deletion.images:
+        if image not in named:
+            tier.delete(names.image_key(image))
+            release(tier, image)
+    if deletion.drop_tombstone:
+        tier.delete(tombstone)
+
+
+def _plan(catalog: Catalog, reasons: dict[CheckpointId, Reason], kept: tuple[Verdict, ...]) -> PrunePlan:
+    """Deletions for `reasons` and for everything whose deletion has begun."""
+    reasons = {**reasons, **{e.id: Reason.RESUMED for e in catalog if e.tombstoned}}
+    named = catalog.named(besides=frozenset(reasons))
+    newest = max((e.id for e in catalog.committed if e.id not in reasons), default=None)
+    sizes = catalog.image_sizes
+    deletions, blocked = [], []
+    for entry in catalog:
+        if entry.id not in reasons:
+            continue
+        riddle = _may_be_named(catalog, entry.id, reasons)
+        if riddle is not None:
+            blocked.append((entry.id, f"{riddle} may share its images, and its manifest cannot be read"))
+            continue
+        images = tuple(sorted(_images(entry) - named))
+        freed = sum(sizes.get(i, 0) for i in images)
+        later = newest is not None and newest > entry.id
+        if entry.tombstoned and not images and entry.manifest is None and entry.problem is None and not later:
+            continue  # only its tombstone is left, and has to stay
+        deletions.append(Deletion(entry.id, reasons[entry.id], images, freed, later))
+    return PrunePlan(catalog.tier, tuple(deletions), kept, tuple(blocked))
+
+
+def _images(entry: CatalogEntry) -> set[ImageId]:
+    return {*entry.images, *(r.id for r in (entry.manifest.images if entry.manifest else ()))}
+
+
+def _may_be_named(catalog: Catalog, checkpoint: CheckpointId, reasons: Collection[CheckpointId]) -> CheckpointId | None:
+    """A kept checkpoint of the same attempt whose unreadable manifest may name images of this older one."""
+    riddles = (e.id for e in catalog.committed if e.problem is not None and e.id not in reasons)
+    return next((r for r in riddles if r.attempt == checkpoint.attempt and r > checkpoint), None)

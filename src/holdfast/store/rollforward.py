@@ -1,0 +1,108 @@
+"""Roll forward: commit steps whose images are all on a tier, but whose owner died before the commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.errors import CorruptError, HoldfastError
+from holdfast.format import names
+from holdfast.format.checksum import BLOCK_BYTES
+from holdfast.model.identity import CheckpointId, ImageId, Lineage
+from holdfast.model.image import ImageHeader
+from holdfast.model.manifest import Manifest
+from holdfast.store.blocks import Progress, aligned_buffer, no_progress, read_header
+from holdfast.store.catalog import Catalog, CatalogEntry
+from holdfast.store.commit import commit
+from holdfast.store.quarantine import quarantine
+from holdfast.store.verify import BUFFER_BYTES, ImageVerdict, verify_image
+from holdfast.tiers.contract import Tier
+
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RolledForward:
+    """What became of one uncommitted checkpoint: a manifest, or why there is none."""
+
+    id: CheckpointId
+    manifest: Manifest | None
+    problem: HoldfastError | None = None
+
+
+def candidates(catalog: Catalog, lineage: Lineage) -> list[CatalogEntry]:
+    """Uncommitted checkpoints on the lineage with images and no tombstone, newest first."""
+    return [
+        e for e in reversed(catalog.entries)
+        if e.images and not e.committed and not e.tombstoned and e.id in lineage
+    ]  # fmt: skip
+
+
+def roll_forward(
+    tier: Tier, authority: Tier, entry: CatalogEntry, *, owner: int, progress: Progress = no_progress
+) -> RolledForward:
+    """Read every image of a checkpoint; commit it if all are there and good.
+
+    An incomplete step is told from headers alone. A bad image is quarantined. Reads the images once; memory is bounded.
+    Idempotent.
+
+    Raises: SupersededError; TierError where the tier itself fails.
+    """
+    try:
+        wanted = _wanted(tier, entry)
+        buffer = aligned_buffer(BUFFER_BYTES)
+        proven = [_proven(tier, image, buffer, progress) for image in sorted(wanted)]
+        headers = [v.header for v in proven if v.header]
+        first = next(h for h in headers if h.id == ImageId(entry.id.attempt, entry.id.step, 0))
+        manifest = commit(
+            tier,
+            authority,
+            owner=owner,
+            headers=headers,
+            records=[v.record for v in proven if v.record],
+            plain=_read_plain(tier, first),
+        )
+    except CorruptError as e:
+        return RolledForward(entry.id, None, e)
+    return RolledForward(entry.id, manifest)
+
+
+def _wanted(tier: Tier, entry: CatalogEntry) -> set[ImageId]:
+    """Every image the checkpoint consists of. Raises: CorruptError when one is not there."""
+    headers = [read_header(tier, names.image_key(i), size) for i, size in sorted(entry.images.items())]
+    world_size = headers[0].world_size
+    counts = {h.id.rank: h.image_count for h in headers}
+    relied_on = {i for h in headers for i in h.relies_on}
+    held = {(i.rank, i.image) for i in {*entry.images, *relied_on}}
+    for rank in range(world_size):
+        for image in range(counts.get(rank, 1)):
+            if (rank, image) not in held:
+                raise CorruptError(
+                    f"{entry.id} is incomplete: image {image} of rank {rank} of {world_size} is not there",
+                    tier=tier.name,
+                    step=entry.id.step,
+                )
+    return {*entry.images, *relied_on}
+
+
+def _proven(tier: Tier, image: ImageId, buffer: memoryview, progress: Progress) -> ImageVerdict:
+    verdict = verify_image(tier, image, buffer=buffer, progress=progress)
+    if verdict.error is not None:
+        if isinstance(verdict.error, CorruptError):
+            quarantine(tier, image, verdict.error.message)
+        raise verdict.error
+    return verdict
+
+
+def _read_plain(tier: Tier, header: ImageHeader) -> bytes:
+    """The payload of rank 0's plain values. Its image has been proven."""
+    key, layout = names.image_key(header.id), header.layout
+    length = bytearray(_LENGTH_BYTES)
+    tier.read_into(key, layout.plain_start, memoryview(length))
+    n = int.from_bytes(length, "little")
+    if n > layout.plain_capacity_bytes - _LENGTH_BYTES:
+        raise CorruptError(f"plain values of {n} bytes cannot stand in their room", tier=tier.name, key=key)
+    payload = bytearray(n)
+    for start in range(0, n, BLOCK_BYTES):
+        part = memoryview(payload)[start : start + BLOCK_BYTES]
+        tier.read_into(key, layout.plain_start + _LENGTH_BYTES + start, part)
+    return bytes(payload)

@@ -1,0 +1,104 @@
+"""Files of a benchmark: where they lie, and that they go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_SHM = Path("/dev/shm")
+_END_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """A directory on the disk that is measured, and one in shared memory. Both go at the end."""
+
+    disk: Path
+    memory: Path
+
+    def environment(self) -> dict[str, str]:
+        """For every variant: our arenas apart from anybody else's, and no other setting of this shell's."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+        root = str(Path(__file__).resolve().parent.parent / "src")
+        path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
+        return kept | {"HOLDFAST_ARENA_DIR": str(self.memory), "PYTHONPATH": path}
+
+
+@contextlib.contextmanager
+def places(on: Path) -> Iterator[Places]:
+    """Make the two directories; in the end, stop what still runs in them and remove them."""
+    on.mkdir(parents=True, exist_ok=True)
+    found = Places(
+        Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir=on)),
+        Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir=_SHM)),
+    )
+    try:
+        yield found
+    finally:
+        end_agents(found.memory)
+        shutil.rmtree(found.disk, ignore_errors=True)
+        shutil.rmtree(found.memory, ignore_errors=True)
+
+
+def agents(memory: Path) -> list[psutil.Process]:
+    """The agents whose arena lies in this directory: its name is unique to this run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if "holdfast.agent" in command and command[-1].startswith(f"{memory}{os.sep}"):
+                found.append(process)
+    return found
+
+
+def end_agents(memory: Path) -> None:
+    """Kill the agents of a run: what they hold is thrown away."""
+    processes = agents(memory)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_END_S)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or directory and wait for the file system: its discards must not fall into the next sample."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was created or removed in it durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make its bytes durable, whoever wrote them."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def forget_cached(path: Path) -> None:
+    """Drop a file's pages from the page cache."""
+    sync_file(path)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)

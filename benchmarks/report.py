@@ -1,0 +1,83 @@
+"""The results as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.record import FLOORS, Flat, Number, Result
+from benchmarks.stats import Estimate
+
+_STYLES = {"reached": "green", "not reached": "red", "information": "dim"}
+_WARNING = "quick: a small state and 3 pairs. This shows that it runs; it measures nothing."
+
+
+def show(console: Console, results: list[Result], facts: dict[str, Any], quick: bool) -> None:
+    """Numbers, ways to save side by side, memory, what the floors are. A quick run says that it measured nothing."""
+    if quick:
+        console.print(_WARNING, style="bold yellow")
+    console.print(", ".join(f"{k} {v}" for k, v in facts.items()), style="dim")
+    numbers = [r for r in results if isinstance(r, Number)]
+    flats = [r for r in results if isinstance(r, Flat)]
+    own = [n for n in numbers if not n.peer]
+    for rows, table in ((own, _numbers(own)), (numbers, _saves(numbers)), (flats, _flats(flats))):
+        if rows and table.row_count:
+            console.print(table)
+    for name in sorted({n.floor for n in numbers}):
+        console.print(f"{name}: {FLOORS[name]}", style="dim")
+
+
+def _table(title: str, *columns: str) -> Table:
+    """The first column is words, the rest are right-aligned and never broken."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _numbers(numbers: list[Number]) -> Table:
+    table = _table("medians; ratio with its 95 % bootstrap interval", "what", "floor s", "ours s", "ratio", "goal", "")
+    for n in numbers:
+        table.add_row(
+            f"{n.what} / {n.floor}",
+            f"{n.floors.median:.3f}",
+            f"{n.ours.median:.3f}",
+            _ratio(n.ratio),
+            "" if n.goal is None else f"{n.goal:g}",
+            f"[{_STYLES[n.verdict]}]{n.verdict if n.goal else ''}",
+        )
+    return table
+
+
+def _saves(numbers: list[Number]) -> Table:
+    """Every way to save that was measured, stall and durable, each against the floor beside it."""
+    table = _table(
+        "ways to save, torch threads = 2", "way", "stall s", "/ copy", "durable s", "/ write", "first stall s"
+    )
+    by_key = {n.key: n for n in numbers}
+    for stall in (n for n in numbers if n.key.startswith("stall_") and n.key != "stall_ours_1"):
+        durable = by_key[stall.key.replace("stall_", "durable_")]
+        table.add_row(
+            stall.what.removeprefix("stall: "),
+            f"{stall.ours.median:.3f}",
+            _ratio(stall.ratio),
+            f"{durable.ours.median:.2f}",
+            _ratio(durable.ratio),
+            f"{stall.raw['warm_up'][0]['stall_s']:.2f}",
+        )
+    return table
+
+
+def _flats(flats: list[Flat]) -> Table:
+    table = _table("memory", "growth", "MiB", "allowed MiB", "")
+    for f in flats:
+        grown, allowed = f.growth_bytes / 2**20, f.allowed_bytes / 2**20
+        table.add_row(f.what, f"{grown:.2f}", f"{allowed:g}", f"[{_STYLES[f.verdict]}]{f.verdict}")
+    return table
+
+
+def _ratio(ratio: Estimate) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

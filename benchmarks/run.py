@@ -1,0 +1,88 @@
+"""Run the benchmarks: `python benchmarks/run.py` (about 20 minutes), `--quick` to see that they run.
+
+Docs: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # so that `make bench` can name the file and everything else the package
+
+from benchmarks import record, report  # noqa: E402
+from benchmarks.cases import first, loading, memory, saving, worst_step  # noqa: E402
+from benchmarks.files import places  # noqa: E402
+from benchmarks.plan import FULL, QUICK, Bench, Say  # noqa: E402
+
+Case = Callable[[Bench], Sequence[record.Result]]
+CASES: dict[str, Case] = {
+    "save": saving.ours,
+    "first": first.first,
+    "step": worst_step.worst_step,
+    "load": loading.from_memory,
+    "cold": loading.from_disk,
+    "memory": memory.memory,
+    "peers": saving.peers,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the chosen cases once, show the table, write the record. A goal that is missed is a result, not an error."""
+    args = _parse(arguments)
+    console = Console()
+    args.on.mkdir(parents=True, exist_ok=True)
+    facts, began = record.machine(args.on), time.monotonic()
+    results: list[record.Result] = []
+    took_s: dict[str, float] = {}
+    with console.status("starting") as status:
+        for name in args.only:
+            case_began = time.monotonic()
+            results += _run(CASES[name], args, status.update)
+            took_s[name] = round(time.monotonic() - case_began, 1)
+    report.show(console, results, facts, args.quick)
+    record.write(args.json, _record(args, facts, results, took_s))
+    console.print(f"{time.monotonic() - began:.0f} s; every sample is in {args.json}", style="dim")
+    return 0
+
+
+def _run(case: Case, args: argparse.Namespace, say: Say) -> list[record.Result]:
+    """Each case in directories of its own, so that none sees what another left."""
+    with places(args.on) as found:
+        return list(case(Bench(QUICK if args.quick else FULL, found, say)))
+
+
+def _record(
+    args: argparse.Namespace, facts: dict[str, Any], results: list[record.Result], took_s: dict[str, float]
+) -> dict[str, Any]:
+    chosen = [] if args.only == list(CASES) else ["--only", *args.only]
+    return {
+        "command": " ".join(["python benchmarks/run.py", "--quick" if args.quick else "--full", *chosen]),
+        "is_measurement": not args.quick,
+        "machine": facts,
+        "took_s": took_s,
+        "floors": record.FLOORS,
+        "results": [r.to_dict() for r in results],
+    }
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="2 GB, 15 pairs per number (the default)")
+    size.add_argument("--quick", action="store_true", help="small state, 3 pairs: no measurement")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="some of the cases")
+    parser.add_argument("--on", type=Path, default=ROOT / "out", help="directory on the disk to measure")
+    parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench.json", help="where the record goes")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,7 +32,7 @@ def show(console: Console, results: list[Result], facts: dict[str, Any], quick: 
 def _table(title: str, *columns: str) -> Table:
     """The first column is words, the rest are right-aligned and never broken."""
     table = Table(title=title, title_justify="left")
-    table.add_column(columns[0])
+    table.add_column(columns[0], min_width=16)
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -54,9 +54,7 @@ def _numbers(numbers: list[Number]) -> Table:
 
 def _saves(numbers: list[Number]) -> Table:
     """Every way to save that was measured, stall and durable, each against the floor beside it."""
-    table = _table(
-        "ways to save, torch threads = 2", "way", "stall s", "/ copy", "durable s", "/ write", "first stall s"
-    )
+    table = _table("ways to save, torch threads = 2", "way", "stall s", "/ copy", "durable s", "/ write", "first s")
     by_key = {n.key: n for n in numbers}
     for stall in (n for n in numbers if n.key.startswith("stall_") and n.key != "stall_ours_1"):
         durable = by_key[stall.key.replace("stall_", "durable_")]
@@ -80,4 +78,4 @@ def _flats(flats: list[Flat]) -> Table:
 
 
 def _ratio(ratio: Estimate) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"

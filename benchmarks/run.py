@@ -19,6 +19,7 @@ sys.path[0] = str(ROOT)  # so that `make bench` can name the file and everything
 
 from benchmarks import record, report  # noqa: E402
 from benchmarks.cases import first, loading, memory, saving, worst_step  # noqa: E402
+from benchmarks.channel import VariantError  # noqa: E402
 from benchmarks.files import places  # noqa: E402
 from benchmarks.plan import FULL, QUICK, Bench, Say  # noqa: E402
 
@@ -35,22 +36,31 @@ CASES: dict[str, Case] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen cases once, show the table, write the record. A goal that is missed is a result, not an error."""
+    """Run the chosen cases once, show the tables, write the record.
+
+    A goal that is missed is a result, not an error. A case that fails costs its own numbers only.
+    """
     args = _parse(arguments)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     args.on.mkdir(parents=True, exist_ok=True)
     facts, began = record.machine(args.on), time.monotonic()
     results: list[record.Result] = []
     took_s: dict[str, float] = {}
+    failed: dict[str, str] = {}
     with console.status("starting") as status:
         for name in args.only:
             case_began = time.monotonic()
-            results += _run(CASES[name], args, status.update)
+            try:
+                results += _run(CASES[name], args, status.update)
+            except VariantError as e:
+                failed[name] = str(e)
             took_s[name] = round(time.monotonic() - case_began, 1)
+            record.write(args.json, _record(args, facts, took_s, failed) | {"results": [r.to_dict() for r in results]})
     report.show(console, results, facts, args.quick)
-    record.write(args.json, _record(args, facts, results, took_s))
+    for name, error in failed.items():
+        console.print(f"case {name} failed: {error}", style="red", markup=False)
     console.print(f"{time.monotonic() - began:.0f} s; every sample is in {args.json}", style="dim")
-    return 0
+    return 1 if failed else 0
 
 
 def _run(case: Case, args: argparse.Namespace, say: Say) -> list[record.Result]:
@@ -60,7 +70,7 @@ def _run(case: Case, args: argparse.Namespace, say: Say) -> list[record.Result]:
 
 
 def _record(
-    args: argparse.Namespace, facts: dict[str, Any], results: list[record.Result], took_s: dict[str, float]
+    args: argparse.Namespace, facts: dict[str, Any], took_s: dict[str, float], failed: dict[str, str]
 ) -> dict[str, Any]:
     chosen = [] if args.only == list(CASES) else ["--only", *args.only]
     return {
@@ -68,8 +78,8 @@ def _record(
         "is_measurement": not args.quick,
         "machine": facts,
         "took_s": took_s,
+        "failed": failed,
         "floors": record.FLOORS,
-        "results": [r.to_dict() for r in results],
     }
 
 

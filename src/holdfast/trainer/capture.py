@@ -1,0 +1,88 @@
+"""What a state holds at this moment: tensors by name, plain values by path.
+
+Tensors are found again by identity: as long as the same objects stand in the same places, nothing is laid out anew.
+Plain values change by value, so they are collected at every save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from holdfast.trainer import values
+from holdfast.trainer.modules import PlainModule
+from holdfast.trainer.optimizers import OptimizerBlock
+from holdfast.trainer.picture import Picture, refuse_meta
+from holdfast.trainer.structure import Structure
+from holdfast.trainer.walk import Walk, Where
+
+OWN_PATHS = "__holdfast__.per_rank"
+"""Key of the tree under which the paths of `per_rank` values stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A state, seen once.
+
+    `structure`, `tensors` and `own` are the same objects as at the last refresh as long as nothing of theirs changed.
+    `tree` and `own_tree` are plain values by path, a `TensorRef` where a tensor stands.
+    """
+
+    structure: Structure
+    tensors: Mapping[str, torch.Tensor]
+    own: Mapping[str, torch.Tensor]
+    tree: Mapping[str, Any]
+    own_tree: Mapping[str, Any]
+
+    def payload(self, rank: int) -> bytes:
+        """The plain values of this rank's image: rank 0's has everything, the others their own.
+
+        Raises: UnsupportedValueError, with the path.
+        """
+        whole: dict[str, Any] = dict(self.tree) if rank == 0 else {}
+        if self.own_tree:
+            whole |= {**self.own_tree, OWN_PATHS: sorted(self.own_tree)}
+        return values.encode(whole)
+
+
+class Capture:
+    """Finds the tensors and values of one state again and again.
+
+    Invariants: holds on to the tensors of the last refresh until the next one.
+    Threads: one.
+    """
+
+    def __init__(self) -> None:
+        self._modules: Mapping[Where, PlainModule] = {}
+        self._optimizers: Mapping[Where, OptimizerBlock] = {}
+        self._last: tuple[Picture, Captured] | None = None
+
+    def refresh(self, state: Mapping[str, Any]) -> Captured:
+        """The state as it is now.
+
+        Raises: UnsupportedValueError: something that cannot be saved, or two things with one name, with the path.
+        """
+        walk = Walk(self._modules, self._optimizers).run(state)
+        self._modules, self._optimizers = walk.modules, walk.optimizers
+        before, last = self._last if self._last is not None else (None, None)
+        picture = before.next(walk.blocks) if before is not None else None
+        if last is not None and picture is not None and picture is before:
+            return Captured(last.structure, last.tensors, last.own, walk.tree, walk.own_tree)
+        structure = last.structure if last is not None and picture is not None else None
+        picture = picture or Picture.of(walk.blocks)
+        structure = structure or picture.structure()
+        refuse_meta(picture.names, picture.tensors)
+        captured = Captured(structure, *picture.tensors_of(structure), walk.tree, walk.own_tree)
+        self._last = picture, captured
+        return captured
+
+    def forecast(self, state: Mapping[str, Any]) -> Structure:
+        """The structure after the first step: optimizers are asked what state they will create, none is stepped.
+
+        Raises: as `refresh`.
+        """
+        walk = Walk(self._modules, self._optimizers, foretell=True).run(state)
+        return Picture.of(walk.blocks).structure()

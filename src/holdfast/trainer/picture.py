@@ -1,0 +1,167 @@
+"""All tensors of a state as parallel lists, so that comparing two moments costs little: 5 ms for 20,000 tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter, eq, is_
+
+import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from holdfast.errors import UnsupportedValueError
+from holdfast.format.records import RESERVED
+from holdfast.trainer.modules import Block
+from holdfast.trainer.structure import Kind, Structure, TensorSpec
+from holdfast.trainer.values import dtype_name
+
+_shape = attrgetter("shape")
+_dtype = attrgetter("dtype")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One moment. `addresses` are those of the first element, 0 for an empty tensor.
+
+    A tensor object may get other memory, shape or dtype and stay the same object (`p.data = ...`, `module.half()`),
+    so identity alone does not say that nothing changed.
+    """
+
+    names: list[str]
+    kinds: list[Kind]
+    own: list[bool]
+    tensors: list[torch.Tensor]
+    shapes: list[torch.Size]
+    dtypes: list[torch.dtype]
+    addresses: list[int]
+
+    @classmethod
+    def of(cls, blocks: Sequence[Block]) -> Picture:
+        names, kinds, own, tensors = _columns(blocks)
+        return cls(
+            names, kinds, own, tensors, list(map(_shape, tensors)), list(map(_dtype, tensors)), _addresses(tensors)
+        )
+
+    def next(self, blocks: Sequence[Block]) -> Picture | None:
+        """The picture now: itself if nothing changed, None if names, shapes, dtypes or ties did.
+
+        Shapes are compared as they come: keeping 20,000 new tuples would have Python look for garbage, for 0.3 s.
+        """
+        names, kinds, own, tensors = _columns(blocks)
+        same_form = (
+            names == self.names
+            and kinds == self.kinds
+            and own == self.own
+            and all(map(is_, map(_dtype, tensors), self.dtypes))
+            and all(map(eq, map(_shape, tensors), self.shapes))
+        )
+        if not same_form:
+            return None
+        addresses = _addresses(tensors)
+        if addresses == self.addresses and all(map(is_, tensors, self.tensors)):
+            return self
+        found = replace(self, tensors=tensors, addresses=addresses)
+        return found if found.ties() == self.ties() else None
+
+    def ties(self) -> dict[str, str]:
+        """Further name -> first name of shared tensors that are one and the same memory, seen the same way."""
+        if len(set(self.addresses)) == len(self.addresses):
+            return {}
+        first: dict[object, str] = {}
+        found: dict[str, str] = {}
+        for name, tensor, address, own in zip(self.names, self.tensors, self.addresses, self.own, strict=True):
+            if address and not own:
+                key = (address, tensor.dtype, tensor.shape, tensor.stride(), tensor.device, _lazy_bits(tensor))
+                if first.setdefault(key, name) != name:
+                    found[name] = first[key]
+        return found
+
+    def structure(self) -> Structure:
+        """Raises: UnsupportedValueError: two tensors with one name, or one that cannot be saved."""
+        self._refuse_collisions()
+        aliases = self.ties()
+        parts: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] = ({}, {})
+        for name, kind, own, tensor in zip(self.names, self.kinds, self.own, self.tensors, strict=True):
+            check_tensor(name, tensor)
+            if own or name not in aliases:
+                dtype = tensor.dtype
+                parts[own][name] = TensorSpec(tuple(tensor.shape), dtype_name(dtype), dtype.itemsize, kind)
+        return Structure(*parts, aliases)
+
+    def tensors_of(self, structure: Structure) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The tensors of its shared part, and of its own."""
+        by_name = dict(zip(self.names, self.tensors, strict=True))
+        own = {name: by_name[name] for name in structure.own}
+        if not own and not structure.aliases:
+            return by_name, own
+        return {name: by_name[name] for name in structure.shared}, own
+
+    def _refuse_collisions(self) -> None:
+        seen: set[str] = set()
+        for name in self.names:
+            if name in seen:
+                raise UnsupportedValueError(
+                    f"two things in the state have the name {name!r}",
+                    hint="rename a key: names are the keys on the way, joined by dots",
+                )
+            seen.add(name)
+
+
+def _columns(blocks: Sequence[Block]) -> tuple[list[str], list[Kind], list[bool], list[torch.Tensor]]:
+    return (
+        list(chain.from_iterable(b.names for b in blocks)),
+        list(chain.from_iterable(b.kinds for b in blocks)),
+        list(chain.from_iterable([b.own] * len(b.names) for b in blocks)),
+        list(chain.from_iterable(b.tensors for b in blocks)),
+    )
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    try:
+        return list(map(torch.Tensor.data_ptr, tensors))
+    except (RuntimeError, ValueError, NotImplementedError):
+        return [_address(t) for t in tensors]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, ValueError, NotImplementedError):  # has no memory: refused with its name in `structure`
+        return 0
+
+
+def _lazy_bits(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_conj(), tensor.is_neg()
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what has no plain bytes. Raises: UnsupportedValueError."""
+    reason = _why_not(tensor)
+    if reason is not None:
+        raise UnsupportedValueError(f"the tensor {name!r} {reason[0]}", hint=reason[1])
+    if name.startswith(RESERVED) or name in ("", "__metadata__"):
+        raise UnsupportedValueError(f"a tensor cannot be named {name!r}", hint="rename the key")
+
+
+def _why_not(tensor: torch.Tensor) -> tuple[str, str] | None:
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+        return "has no shape yet", "run the model once before the first save or load"
+    if hasattr(tensor, "__tensor_flatten__"):  # DTensor, quantized and other wrappers
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        return f"is a {kind}", "only plain tensors can be saved yet"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return f"has the layout {tensor.layout}", "only dense tensors can be saved; save its parts"
+    if tensor.is_quantized:
+        return "is quantized", "save its int_repr(), scales and zero points"
+    return None
+
+
+def refuse_meta(names: Iterable[str], tensors: Iterable[torch.Tensor]) -> None:
+    """Raises: UnsupportedValueError, for a tensor that has no bytes yet."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.is_meta:
+            raise UnsupportedValueError(
+                f"the tensor {name!r} is on the meta device",
+                hint="materialise it (`module.to_empty(device=...)`) first",
+            )

@@ -1,0 +1,129 @@
+"""Copies a state into a slot: the one copy a save makes.
+
+All tensors go in one call of torch: for many small tensors its loop in C costs half of one in Python, for large ones
+torch's own threads divide each copy. Views into a slot are made once and kept, like the slot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from holdfast.format.image import Template, write_plain
+from holdfast.model.image import Entry, Piece
+from holdfast.trainer.capture import Captured
+from holdfast.trainer.values import dtype_of
+
+
+class Stager:
+    """Fills image buffers of one template.
+
+    Invariants: a buffer given once stays mapped until `forget()`.
+    Threads: one, except that `warm` may run in another before the first `stage` of that buffer.
+    """
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self._entries = template.layout.entries
+        self._views: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._sources: list[torch.Tensor] = []
+        self._sources_of: tuple[object, object] | None = None
+
+    def stage(self, buffer: memoryview, captured: Captured, payload: bytes, *, attempt: int, step: int) -> None:
+        """Write the whole image but its block table: tensors, plain values, header.
+
+        Args:
+            buffer: writable, at least as long as the image, beginning where the image begins.
+            captured: has exactly the tensors that the template was laid out for.
+
+        Raises: CapacityError: the plain values outgrew the template.
+        """
+        write_plain(buffer, self._template.layout, payload)  # first: it alone may be refused
+        copy(self._destinations(buffer), self._sources_from(captured))
+        self._template.stamp(buffer, attempt, step)
+
+    def warm(self, buffer: memoryview) -> None:
+        """Make the views of a buffer ahead of its first use."""
+        self._destinations(buffer)
+
+    def forget(self) -> None:
+        """Let go of all buffers and tensors, so that mappings can be closed."""
+        self._views.clear()
+        self._sources, self._sources_of = [], None
+
+    def _destinations(self, buffer: memoryview) -> list[torch.Tensor]:
+        size = self._template.layout.size_bytes
+        key = (ctypes.addressof(ctypes.c_char.from_buffer(buffer)), size)
+        views = self._views.get(key)
+        if views is None:
+            views = self._views[key] = views_of(buffer[:size], self._entries)
+        return views
+
+    def _sources_from(self, captured: Captured) -> list[torch.Tensor]:
+        of = (captured.tensors, captured.own)
+        if self._sources_of is None or any(a is not b for a, b in zip(of, self._sources_of, strict=True)):
+            self._sources = [source_of(entry.piece, captured.tensors, captured.own) for entry in self._entries]
+            self._sources_of = of
+        return self._sources
+
+
+def source_of(piece: Piece, shared: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The live tensor of a piece, or the part of it."""
+    tensor = (shared if piece.owner_rank is None else own)[piece.fqn]
+    return tensor if piece.is_whole else rectangle(tensor, piece)
+
+
+def rectangle(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """The view of a whole tensor that a piece is."""
+    view = tensor.detach()
+    for dim, (offset, length) in enumerate(zip(piece.offsets, piece.lengths, strict=True)):
+        if length != piece.shape[dim]:
+            view = view.narrow(dim, offset, length)
+    return view
+
+
+def views_of(buffer: memoryview, entries: Sequence[Entry]) -> list[torch.Tensor]:
+    """A tensor over the bytes of each entry of an image.
+
+    The image is seen once per dtype, as one long tensor, and each entry as a strided part of that: one call per entry.
+    """
+    raw = torch.frombuffer(buffer, dtype=torch.uint8)
+    typed: dict[str, torch.Tensor] = {}
+    views = []
+    for entry in entries:
+        piece = entry.piece
+        if piece.dtype not in typed:
+            typed[piece.dtype] = raw.view(dtype_of(piece.dtype))
+        views.append(
+            typed[piece.dtype].as_strided(piece.lengths, _strides(piece.lengths), entry.start // piece.itemsize)
+        )
+    return views
+
+
+def _strides(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    strides = []
+    step = 1
+    for length in reversed(lengths):
+        strides.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(strides))
+
+
+def copy(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy each source into its destination, in host memory. On return every byte has arrived."""
+    if not sources:
+        return
+    devices = {t.device for t in sources}
+    with torch.no_grad():
+        if len(devices) == 1:
+            torch._foreach_copy_(destinations, sources, non_blocking=True)
+        else:
+            # Devices first: they copy while the processor copies its own.
+            for device in sorted(devices, key=lambda d: d.type == "cpu"):
+                pairs = [(d, s) for d, s in zip(destinations, sources, strict=True) if s.device == device]
+                torch._foreach_copy_([d for d, _ in pairs], [s for _, s in pairs], non_blocking=True)
+    for device in devices:
+        if device.type != "cpu":
+            torch.accelerator.current_stream(device).synchronize()

@@ -1,0 +1,218 @@
+"""One pass over a state: which module, optimizer, tensor or value stands where, and under which name.
+
+A name is the path of keys joined by dots. Items with a life of their own (modules, optimizers, objects with a
+`state_dict`, `per_rank` marks) stand under their own path; in the value of the container around them they are left
+out of a dict, and None in a list.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from holdfast.errors import UnsupportedValueError, UsageError
+from holdfast.format.plain import MAX_DEPTH, TensorRef
+from holdfast.trainer.modules import Block, PlainModule, is_plain, named_parameters, state_dict_of
+from holdfast.trainer.optimizers import Named, OptimizerBlock, Origin
+from holdfast.trainer.per_rank import PerRank
+from holdfast.trainer.structure import Kind
+from holdfast.trainer.twin import forecast
+
+ELSEWHERE: Any = object()
+"""What a value is in its container when it stands under a path of its own."""
+
+_LEAVES = frozenset({type(None), bool, int, float, str, bytes})
+Where = tuple[str, bool]
+"""(path, whether below a `per_rank` mark)"""
+
+
+def is_stateful(x: object) -> bool:
+    """Whether it gives and takes its state itself."""
+    return (
+        not isinstance(x, type)
+        and callable(getattr(x, "state_dict", None))
+        and callable(getattr(x, "load_state_dict", None))
+    )
+
+
+def rebuild(container: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
+    """A dict of the same kind as `container` with these items."""
+    if type(container) is defaultdict:
+        return defaultdict(container.default_factory, pairs)
+    if type(container) is Counter:
+        return Counter(dict(pairs))
+    return type(container)(pairs)
+
+
+DICTS = (dict, OrderedDict, defaultdict, Counter)
+
+
+class Walk:
+    """What one pass found. Blocks come in a fixed order: modules, what stands loose, optimizers.
+
+    Args:
+        modules, optimizers: blocks of the last pass, used again where they still hold.
+        foretell: take in the optimizer state that the first step will create.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[Where, PlainModule],
+        optimizers: Mapping[Where, OptimizerBlock],
+        *,
+        foretell: bool = False,
+    ) -> None:
+        self._old_modules, self._old_optimizers = modules, optimizers
+        self._foretell = foretell
+        self.modules: dict[Where, PlainModule] = {}
+        self.optimizers: dict[Where, OptimizerBlock] = {}
+        self.tree: dict[str, Any] = {}
+        self.own_tree: dict[str, Any] = {}
+        self._loose = {False: Block(False), True: Block(True)}
+        self._other_modules: list[tuple[str, Module]] = []
+        self._late: list[tuple[str, Optimizer, bool]] = []
+        self._open: list[int] = []
+
+    def run(self, state: Mapping[str, Any]) -> Walk:
+        """Raises: UnsupportedValueError, UsageError."""
+        if not isinstance(state, dict):
+            raise UsageError(f"the state is a {type(state).__name__}", hint='pass a dict: {"model": model, ...}')
+        for key, x in state.items():
+            if type(key) is not str or not key:
+                raise UsageError(f"the state has the key {key!r}", hint="keys of the state are non-empty strings")
+            self._put(key, self._value(key, x, own=False), own=False)
+        self._finish_optimizers()
+        return self
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [*self.modules.values(), *self._loose.values(), *self.optimizers.values()]
+
+    # -- values -----------------------------------------------------------------------------------------------------
+    def _put(self, path: str, value: Any, *, own: bool) -> None:
+        if value is ELSEWHERE:
+            return
+        if path in self.tree or path in self.own_tree:
+            raise UnsupportedValueError(f"two things in the state have the path {path!r}", hint="rename a key")
+        (self.own_tree if own else self.tree)[path] = value
+
+    def _value(self, path: str, x: Any, own: bool, kind: Kind = "other") -> Any:  # noqa: PLR0911  (one per kind of thing)
+        if type(x) in _LEAVES:
+            return x
+        if isinstance(x, torch.Tensor):
+            self._loose[own].add(path, x, "parameter" if isinstance(x, torch.nn.Parameter) else kind)
+            return TensorRef(path)
+        if isinstance(x, PerRank):
+            return self._per_rank(path, x, own)
+        if isinstance(x, Module):
+            return self._module(path, x, own)
+        if isinstance(x, Optimizer):
+            self._late.append((path, x, own))
+            return ELSEWHERE
+        if is_stateful(x):
+            self._put(path, self._nested(path, x, own, kind, x.state_dict()), own=own)
+            return ELSEWHERE
+        if type(x) in DICTS or type(x) in (list, tuple):
+            return self._nested(path, x, own, kind, x)
+        return x
+
+    def _nested(self, path: str, x: Any, own: bool, kind: Kind, content: Any) -> Any:
+        """`content`, which belongs to `x`, as a plain value."""
+        if id(x) in self._open:
+            raise UnsupportedValueError(f"{path!r} contains itself", hint="break the cycle")
+        if len(self._open) > MAX_DEPTH:
+            raise UnsupportedValueError(f"{path!r} is nested more than {MAX_DEPTH} deep", hint="flatten it")
+        self._open.append(id(x))
+        try:
+            if content is not x:
+                return self._value(path, content, own, kind)
+            if type(x) in (list, tuple):
+                items = [self._value(f"{path}.{i}", item, own, kind) for i, item in enumerate(x)]
+                return type(x)(None if item is ELSEWHERE else item for item in items)
+            pairs = [(key, self._value(f"{path}.{key}", item, own, kind)) for key, item in x.items()]
+            return rebuild(x, (pair for pair in pairs if pair[1] is not ELSEWHERE))
+        finally:
+            self._open.pop()
+
+    def _per_rank(self, path: str, mark: PerRank, own: bool) -> Any:
+        if own:
+            raise UnsupportedValueError(f"{path!r} is marked per_rank inside of a per_rank value", hint="mark it once")
+        self._put(path, self._value(path, mark.value, own=True), own=True)
+        return ELSEWHERE
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+    def _module(self, path: str, module: Module, own: bool) -> Any:
+        where = (path, own)
+        if where in self.modules:
+            raise UnsupportedValueError(f"two modules in the state have the path {path!r}", hint="rename a key")
+        block = self._old_modules.get(where)
+        if block is not None and block.module is module and block.unchanged():
+            self.modules[where] = block
+        elif is_plain(module):
+            self.modules[where] = PlainModule(path, module, own)
+        else:
+            self._asked_module(path, module, own)
+        return ELSEWHERE
+
+    def _asked_module(self, path: str, module: Module, own: bool) -> None:
+        """A module that says itself what its state is."""
+        self._other_modules.append((path, module))
+        content, names = state_dict_of(module, path)
+        parameters = {id(p) for p in module.parameters()}
+        rest: dict[str, Any] = {}
+        for key, x in content.items():
+            if isinstance(x, torch.Tensor):
+                self._loose[own].add(names[key], x, "parameter" if id(x) in parameters else "buffer")
+            else:
+                rest[names[key]] = self._value(names[key], x, own)
+        if rest:
+            self._put(path, rest, own=own)
+
+    # -- optimizers -------------------------------------------------------------------------------------------------
+    def _finish_optimizers(self) -> None:
+        """Last, because parameters are named by modules that may stand behind their optimizer in the state."""
+        same_names = (
+            not self._other_modules
+            and not any("parameter" in block.kinds for block in self._loose.values())
+            and list(map(id, self.modules.values())) == list(map(id, self._old_modules.values()))
+        )
+        origins: dict[int, Origin] | None = None
+        for path, optimizer, own in self._late:
+            block = self._old_optimizers.get((path, own)) if same_names and not self._foretell else None
+            if block is None or block.named.optimizer is not optimizer or not block.unchanged():
+                origins = self._origins() if origins is None else origins
+                named = Named(path, optimizer, origins)
+                block = OptimizerBlock(named, own, forecast(optimizer) if self._foretell else None)
+            if (path, own) in self.optimizers:
+                raise UnsupportedValueError(f"two optimizers in the state have the path {path!r}", hint="rename a key")
+            self.optimizers[path, own] = block
+            self._put(path, self._optimizer_value(block, own), own=own)
+
+    def _optimizer_value(self, block: OptimizerBlock, own: bool) -> dict[str, Any]:
+        other: Callable[[str, Any], Any] = partial(self._value, own=own)
+        state: Callable[[str, Any], Any] = partial(self._value, own=own, kind="optimizer")
+        value = {"param_groups": block.named.plain_groups(other)}
+        if not block.only_tensors:
+            value["state"] = block.named.plain_state(state)
+        return value
+
+    def _origins(self) -> dict[int, Origin]:
+        """Names of parameters by identity; the first name counts."""
+        found: dict[int, Origin] = {}
+        for (path, _), block in self.modules.items():
+            for name, tensor, kind in zip(block.names, block.tensors, block.kinds, strict=True):
+                if kind == "parameter":
+                    found.setdefault(id(tensor), (path, name))
+        for path, module in self._other_modules:
+            for name, tensor in named_parameters(module, path):
+                found.setdefault(id(tensor), (path, name))
+        for loose in self._loose.values():
+            for name, tensor in zip(loose.names, loose.tensors, strict=True):
+                found.setdefault(id(tensor), ("", name))
+        return found

@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterator
 from holdfast.tiers.contract import TEMPORARY
 
 _REMEMBERED = 4096
+_Identity = tuple[int, int]
 
 
 class Directories:
     """Which directories stand, and whose names are known to be on the disk.
 
-    A directory counts as durable when this process has synced its parent while it stood, told by inode: another
-    process may have removed and made it anew. Threads: any.
+    A directory's name counts as durable when this process has synced its parent while it stood. That it still is the
+    same one (another process may have removed it and made it anew, and inodes are reused at once) is told by its inode
+    and by its parent's time of change. Threads: any.
     """
 
     def __init__(self, root: str, fsync: Callable[[int], None]) -> None:
         self._root = root
         self._fsync = fsync
-        self._durable: dict[str, tuple[int, int]] = {}
+        self._durable: dict[str, _Identity] = {}
 
     def make_root(self) -> None:
         """Create the tier's own directory, durably. Its parent must exist."""
@@ -55,15 +57,14 @@ class Directories:
     def sync_upwards(self, path: str) -> None:
         """Make the names in `path` durable, and the names of directories above that were not synced yet."""
         self.sync(path)
-        new: dict[str, tuple[int, int]] = {}
+        new: dict[str, _Identity] = {}
         while path != self._root:
-            status = os.stat(path)
-            identity = (status.st_dev, status.st_ino)
-            if self._durable.get(path) == identity:
-                break  # its parents were synced with it
-            new[path] = identity
-            path = os.path.dirname(path)
-            self.sync(path)
+            parent = os.path.dirname(path)
+            identity = (os.stat(path).st_ino, os.stat(parent).st_ctime_ns)
+            if self._durable.get(path) != identity:
+                new[path] = identity
+                self.sync(parent)
+            path = parent
         if len(self._durable) >= _REMEMBERED:
             self._durable.clear()
         self._durable |= new

@@ -1,0 +1,60 @@
+"""Every backend and every wrapper against the suite. A new backend is a function here and a line in PLACES."""
+
+from pathlib import Path
+
+import pytest
+
+from holdfast.tiers.memory import HeapSlots, MemoryTier
+from holdfast.tiers.posix import PosixTier
+from holdfast.tiers.wrappers import Faults, Retry, Throttle
+
+pytest.register_assert_rewrite("tests.contract.suite")  # before it is imported
+
+from tests.contract.suite import *  # noqa: E402, F403
+from tests.contract.suite import Place  # noqa: E402
+
+
+def posix(root: Path, *, direct: bool = True, wrap=lambda tier: tier) -> Place:
+    opened: list[PosixTier] = []
+
+    def open_(owner):
+        opened.append(PosixTier(str(root), owner=owner, direct=direct))
+        return wrap(opened[-1])
+
+    def stored():
+        files = (p for p in root.rglob("*") if p.is_file() and p.relative_to(root).parts[0] != ".tmp")
+        return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+    def close():
+        for tier in opened:
+            tier.close()
+
+    return Place(open_, stored, lambda: [p.name for p in root.glob(".tmp/*")], close=close)
+
+
+def memory(root: Path) -> Place:
+    slots = HeapSlots()
+    tier = MemoryTier(slots)
+
+    def stored():
+        return {key: bytes(slot.buffer) for key, slot in slots._published.items()} | tier._small
+
+    return Place(lambda owner: tier, stored, lambda: [s.key for s in slots._pending], outlives=False)
+
+
+PLACES = {
+    "posix": posix,
+    "posix-buffered": lambda root: posix(root, direct=False),
+    "memory": memory,
+    "retry": lambda root: posix(root, wrap=Retry),
+    "throttle": lambda root: posix(root, wrap=lambda t: Throttle(t, write_bytes_per_s=1e12, read_bytes_per_s=1e12)),
+    "faults": lambda root: posix(root, wrap=Faults),
+    "all-wrappers": lambda root: posix(root, wrap=lambda t: Retry(Throttle(Faults(t), write_bytes_per_s=1e12))),
+}
+
+
+@pytest.fixture(params=PLACES)
+def place(request, tmp_path):
+    place = PLACES[request.param](tmp_path / "tier")
+    yield place
+    place.close()

@@ -38,7 +38,7 @@ class Log:
         self.ranks("attached")
         self.t += LOAD_S
         sources, n_bytes = ([source], STATE_BYTES) if source else ([], 0)
-        self.ranks("loaded", step=step, load_s=LOAD_S, sources=sources, bytes=n_bytes)
+        self.ranks("loaded", step=step, sources=sources, bytes=n_bytes)
 
     def train(self, first: int, last: int, *, saving: bool, cut: bool = False) -> None:
         """Steps first to last; with `cut` the last one gets no further than its forward pass."""
@@ -83,8 +83,8 @@ def killed(script: Script) -> list[Event]:
     log.start(None, None)
     log.train(0, script.mid_step, saving=True, cut=True)
     log("kill", scene=MID_STEP, step=script.mid_step, pids=[101], unfinished=True)
-    log.start(script.mid_step // script.memory_every * script.memory_every, "memory")
-    log.train(script.mid_step - script.mid_step % script.memory_every + 1, script.mid_flush, saving=True)
+    log.start(script.mid_step - script.memory_every, "memory")
+    log.train(script.mid_step - script.memory_every + 1, script.mid_flush, saving=True)
     log.t += 0.02
     log("kill", scene=MID_FLUSH, step=script.mid_flush, pids=[100, 101], unfinished=True)
     log.start(script.mid_flush, "memory")

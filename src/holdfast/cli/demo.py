@@ -21,7 +21,7 @@ _LEAST_STEPS = 24
 
 @click.command()
 @click.option(
-    "--steps", type=click.IntRange(min=_LEAST_STEPS), default=120, show_default=True, help="How long to train."
+    "--steps", type=click.IntRange(min=_LEAST_STEPS), default=100, show_default=True, help="How long to train."
 )
 @click.option(
     "--out",

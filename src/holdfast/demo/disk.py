@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.demo.events import EventLog
-from holdfast.format.names import MANIFESTS, parse_manifest_key
+from holdfast.format.names import MANIFESTS, parse_manifest_key, step_prefix
 from holdfast.model.identity import CheckpointId
 
 
@@ -13,6 +13,7 @@ class Disk:
     """The directory of the file tier. `look` is called often and logs what changed since it last looked."""
 
     def __init__(self, folder: Path, log: EventLog) -> None:
+        self._folder = folder
         self._unfinished = folder / ".tmp"
         self._manifests = folder / MANIFESTS
         self._log = log
@@ -31,10 +32,14 @@ class Disk:
             self._log("writing")
         self._writing = writing
         now = self.committed()
-        for what, checkpoints in (("committed", now - self._committed), ("pruned", self._committed - now)):
-            for checkpoint in sorted(checkpoints):
-                self._log(what, attempt=checkpoint.attempt, step=checkpoint.step)
+        for checkpoint in sorted(now - self._committed):
+            self._log("committed", attempt=checkpoint.attempt, step=checkpoint.step, bytes=self._size_bytes(checkpoint))
+        for checkpoint in sorted(self._committed - now):
+            self._log("pruned", attempt=checkpoint.attempt, step=checkpoint.step)
         self._committed = now
+
+    def _size_bytes(self, checkpoint: CheckpointId) -> int:
+        return sum(path.stat().st_size for path in (self._folder / step_prefix(checkpoint)).iterdir())
 
 
 def _names(folder: Path) -> list[str]:

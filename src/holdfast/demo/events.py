@@ -19,10 +19,9 @@ class EventLog:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._always = always
 
-    def __call__(self, what: str, **fields: Any) -> Event:
-        event: Event = {"t": round(time.monotonic(), 6), "what": what, **self._always, **fields}
+    def __call__(self, what: str, **fields: Any) -> None:
+        event = {"t": round(time.monotonic(), 6), "what": what, **self._always, **fields}
         os.write(self._fd, json.dumps(event).encode() + b"\n")
-        return event
 
     def close(self) -> None:
         os.close(self._fd)

@@ -70,6 +70,12 @@ def kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def _environment(memory: Path) -> dict[str, str]:
-    """Ours, without settings of Holdfast that were meant for other runs; one thread, so that sums have one order."""
+    """Ours, without settings of Holdfast that were meant for other runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-    return kept | {"HOLDFAST_ARENA_DIR": str(memory), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return kept | {
+        "HOLDFAST_ARENA_DIR": str(memory),
+        "OMP_NUM_THREADS": "1",  # sums have one order, and the ranks do not fight for processors
+        "PYTHONUNBUFFERED": "1",
+        # Else restarted ranks read addresses of the ranks before: https://github.com/pytorch/pytorch/issues/135712
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }

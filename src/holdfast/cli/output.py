@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,10 @@ class Column:
 
 @dataclass(slots=True)
 class Grid:
-    """A table: columns, rows of text, and per row a rich style ("" for none)."""
+    """A table: columns, rows of text, and per row a rich style ("" for none). A cell may have several lines."""
 
     columns: Sequence[Column]
+    header: bool = True
     rows: list[tuple[str, ...]] = field(default_factory=list)
     styles: list[str] = field(default_factory=list)
 
@@ -48,9 +51,14 @@ def write_json(value: object) -> None:
 def write(text: str = "", *, style: str = "") -> None:
     """A line, or several, on stdout; the style shows on a terminal only."""
     if sys.stdout.isatty():
-        console().print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+        console().print(text, style=style or None, markup=False, highlight=False)
     else:
         click.echo(text)
+
+
+def note(text: str) -> None:
+    """A line on stderr: what a person should know, and what a program reading stdout must not meet."""
+    click.echo(f"holdfast: {text}", err=True)
 
 
 def write_grid(grid: Grid) -> None:
@@ -59,9 +67,9 @@ def write_grid(grid: Grid) -> None:
     columns = [grid.columns[i] for i in used]
     rows = [tuple(row[i] for i in used) for row in grid.rows]
     if sys.stdout.isatty():
-        _draw(columns, rows, grid.styles)
+        _draw(columns, rows, grid)
     else:
-        for line in _aligned(columns, rows):
+        for line in _aligned(columns, [*([tuple(c.name for c in columns)] if grid.header else []), *rows]):
             click.echo(line)
 
 
@@ -72,11 +80,11 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
-def _draw(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], styles: Sequence[str]) -> None:
+def _draw(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], grid: Grid) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=grid.header)
     for column in columns:
         table.add_column(
             column.name,
@@ -84,30 +92,55 @@ def _draw(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], styles: Se
             no_wrap=not column.fold,
             overflow="fold" if column.fold else "ellipsis",
         )
-    for row, style in zip(rows, styles, strict=True):
+    for row, style in zip(rows, grid.styles, strict=True):
         table.add_row(*(Text(cell) for cell in row), style=style or None)
     console().print(table)
 
 
 def _aligned(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    lines = [tuple(c.name for c in columns), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    lines = [line for row in rows for line in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")]
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(columns))]
     for line in lines:
         cells = zip(line, widths, columns, strict=True)
         yield "  ".join(t.rjust(w) if c.right else t.ljust(w) for t, w, c in cells).rstrip()
 
 
+class Bar:
+    """Long work under way. Threads: `advance` from any."""
+
+    def advance(self, n_bytes: int) -> None:
+        """So many bytes more are done."""
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """A line of output that stays, above the bar."""
+        write(text, style=style)
+
+
+class _DrawnBar(Bar):
+    def __init__(self, drawn: Progress, task: TaskID) -> None:
+        self._drawn, self._task = drawn, task
+
+    def advance(self, n_bytes: int) -> None:
+        self._drawn.advance(self._task, n_bytes)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        if sys.stdout.isatty():  # one screen: only who draws the bar knows where the line goes
+            self._drawn.console.print(text, style=style or None, markup=False, highlight=False)
+        else:
+            write(text)
+
+
 @contextlib.contextmanager
-def progress(what: str, total_bytes: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr while bytes pass; yields `advance(n_bytes)`, callable from any thread."""
+def progress(what: str, total_bytes: int, *, quiet: bool = False) -> Iterator[Bar]:
+    """A bar on stderr while bytes pass; in a pipe, or when `quiet`, nothing."""
     if quiet or not sys.stderr.isatty():
-        yield lambda n_bytes: None
+        yield Bar()
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
-    with Progress(
+    drawn = Progress(
         *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task(what, total=total_bytes)
-        yield lambda n_bytes: bar.advance(task, n_bytes)
+    )
+    with drawn:
+        yield _DrawnBar(drawn, drawn.add_task(what, total=total_bytes))

@@ -1,0 +1,111 @@
+"""What `prune` means to delete, and who does it: the live agent that owns the run, or this process in its place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from holdfast.cli.output import Bar
+from holdfast.cli.runs import Run
+from holdfast.errors import DeadlineError, NotFoundError, from_dict
+from holdfast.format import names
+from holdfast.model.identity import CheckpointId
+from holdfast.store.catalog import Catalog, read_catalog
+from holdfast.store.prune import PrunePlan, execute_prune, plan_delete, plan_prune
+from holdfast.tiers.contract import Tier
+from holdfast.wire.client import AgentClient
+from holdfast.wire.messages import ErrorList, Ok, Prune
+
+_CALL_S = 60.0
+_POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class Intent:
+    """A plan on the tier the URL names, and what the run's other tiers have of the same checkpoints."""
+
+    home: PrunePlan
+    others: list[tuple[Tier, PrunePlan]] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[CheckpointId]:
+        return [d.id for d in self.home.deletions]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.home.size_bytes + sum(p.size_bytes for _, p in self.others)
+
+    def where(self, checkpoint: CheckpointId) -> list[str]:
+        """Names of the tiers it goes from."""
+        plans = [self.home, *(p for _, p in self.others)]
+        return [p.tier for p in plans if any(d.id == checkpoint for d in p.deletions)]
+
+
+def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None) -> Intent:
+    """What to delete; nothing is done.
+
+    Raises: NotFoundError for a step that is not there; UsageError for the newest that loads.
+    """
+    if steps:
+        home = plan_delete(run.catalog, run.lineage, dict.fromkeys(run.find(step).id for step in steps))
+    else:
+        home = plan_prune(run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every)
+    intent = Intent(home)
+    for opened in run.tiers:
+        if opened.tier is not run.home:
+            intent.others.append((opened.tier, _same_there(run, read_catalog(opened.tier), intent.ids)))
+    return intent
+
+
+def _same_there(run: Run, catalog: Catalog, ids: list[CheckpointId]) -> PrunePlan:
+    """The same checkpoints on another tier, but for the newest that loads there."""
+    newest = catalog.newest(run.lineage) or next((e for e in reversed(catalog.entries) if e.loadable), None)
+    there = [e.id for e in catalog if e.id in ids and not e.tombstoned and (newest is None or e.id != newest.id)]
+    return plan_delete(catalog, run.lineage, there)
+
+
+def delete(run: Run, intent: Intent, bar: Bar) -> None:
+    """Do it. Idempotent: after an error, or an interrupt, the same command finishes it.
+
+    Raises: SupersededError when a higher attempt was claimed since the plan was made; DeadlineError; TierError.
+    """
+    if run.agent is not None:
+        _through_agent(run, run.agent, intent, bar)
+        return
+    # The other tiers first: while the one the URL names has its manifest, the same command finds what is left to do.
+    for tier, plan in [*intent.others, (run.home, intent.home)]:
+        execute_prune(
+            tier,
+            plan,
+            authority=run.authority,
+            owner=run.attempts.highest,
+            done=lambda deletion: bar.advance(deletion.size_bytes),
+        )
+
+
+def _through_agent(run: Run, agent: AgentClient, intent: Intent, bar: Bar) -> None:
+    """Ask the owner and watch until it is done: it deletes from memory, too, and one tier after the other."""
+    seen = agent.get("/errors", ErrorList, timeout_s=_CALL_S, since=2**62).last
+    agent.post("/prune", Prune(intent.ids), Ok, timeout_s=_CALL_S)
+    left = {d.id: d.size_bytes for d in intent.home.deletions}
+    deadline = time.monotonic() + run.settings.close_timeout_s
+    while left:
+        for checkpoint in [c for c in left if not _committed(run.home, c)]:
+            bar.advance(left.pop(checkpoint))
+        news = agent.get("/errors", ErrorList, timeout_s=_CALL_S, since=seen)
+        if left and news.errors:
+            raise from_dict(news.errors[0])
+        if left and time.monotonic() > deadline:
+            raise DeadlineError(
+                f"the agent has not deleted {', '.join(map(str, left))} within {run.settings.close_timeout_s:g} s",
+                hint=f"look into {agent.socket_path.parent / 'agent.log'}",
+            )
+        time.sleep(_POLL_S if left else 0.0)
+
+
+def _committed(tier: Tier, checkpoint: CheckpointId) -> bool:
+    try:
+        tier.size(names.manifest_key(checkpoint))
+    except NotFoundError:
+        return False
+    return True

@@ -1,0 +1,178 @@
+"""A run as the commands see it: its tiers opened for reading, its attempts, its live agent on this node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from holdfast.cli.arenas import arena_of, live_agent, settings_of
+from holdfast.config import Settings
+from holdfast.errors import HoldfastError, NotFoundError
+from holdfast.model.identity import Attempt, CheckpointId, Lineage
+from holdfast.store.attempts import Attempts, read_attempts
+from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
+from holdfast.tiers import open_tier
+from holdfast.tiers.contract import Tier
+from holdfast.wire.client import AgentClient
+from holdfast.wire.spawn import answers
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(slots=True)
+class OpenTier:
+    """A tier of the run that could be opened."""
+
+    url: str
+    tier: Tier
+
+    @property
+    def name(self) -> str:
+        return self.tier.name
+
+
+@dataclass
+class Run:
+    """Invariant: `home` is the tier the URL names; `tiers` has it and those others the node's configuration knows."""
+
+    url: str
+    settings: Settings
+    home: Tier
+    tiers: list[OpenTier]
+    problems: list[str] = field(default_factory=list)
+    """Tiers that could not be looked at, in words."""
+
+    @cached_property
+    def attempts(self) -> Attempts:
+        return read_attempts([t.tier for t in self.tiers])
+
+    @property
+    def authority(self) -> Tier:
+        """The tier attempts are claimed on, where it could be opened."""
+        return next((t.tier for t in self.tiers if t.url == self.settings.home), self.home)
+
+    @property
+    def owner(self) -> Attempt | None:
+        """The highest attempt, where its claim can be read."""
+        return next((a for a in self.attempts.records if a.attempt == self.attempts.highest), None)
+
+    @property
+    def lineage(self) -> Lineage:
+        return self.attempts.lineage
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What is on the tier the URL names."""
+        return read_catalog(self.home)
+
+    @cached_property
+    def agent(self) -> AgentClient | None:
+        """The live agent on this node: where the URL leads, or else where the highest attempt was claimed."""
+        found = live_agent(self.url)
+        socket = coordinator_socket(self.owner) if found is None else None
+        return AgentClient(socket) if socket is not None and answers(socket.parent) else found
+
+    @property
+    def arena(self) -> Path:
+        return self.agent.socket_path.parent if self.agent is not None else arena_of(self.url)
+
+    def find(self, step: int) -> CatalogEntry:
+        """The checkpoint `--step` names: committed on the home, on the lineage.
+
+        Raises: NotFoundError saying what is there instead.
+        """
+        found = [e for e in self.catalog.committed if e.id.step == step]
+        on = [e for e in found if e.id in self.lineage]
+        if not on:
+            raise _not_found(step, found, self.url)
+        return max(on, key=lambda e: e.id)
+
+    def newest(self) -> CatalogEntry:
+        """The newest committed checkpoint on the lineage, damaged or not. Raises: NotFoundError."""
+        on = [e for e in self.catalog.committed if e.id in self.lineage]
+        if not on:
+            raise NotFoundError(f"no checkpoint is committed at {self.url}", hint=f"look at `holdfast ls {self.url}`")
+        return max(on, key=lambda e: e.id)
+
+
+@contextlib.contextmanager
+def open_run(url: str) -> Iterator[Run]:
+    """Open the run at `url` for reading; nothing is created.
+
+    Raises: NotFoundError when nothing is there; ConfigError for a scheme that is not supported.
+    """
+    settings = settings_of(url)
+    problems: list[str] = []
+    tiers: list[OpenTier] = []
+    try:
+        for rule in settings.tiers:
+            if rule.is_memory:
+                continue
+            try:
+                tier = open_tier(rule.url, name=rule.name, owner=_owner(), scope=rule.scope, create=False)
+            except HoldfastError as e:
+                if rule.url == url:
+                    raise _nothing_there(url, e) from e
+                problems.append(f"{rule.name} ({rule.url}): {e.message}")
+                continue
+            tiers.append(OpenTier(rule.url, tier))
+        home = next(t.tier for t in tiers if t.url == url)
+        yield Run(url, settings, home, tiers, problems)
+    finally:
+        for opened in tiers:
+            opened.tier.close()
+
+
+def coordinator_socket(attempt: Attempt | None) -> Path | None:
+    """The socket of the agent that claimed the attempt, when that was on this node since its last boot."""
+    if attempt is None:
+        return None
+    boot_id, _, socket = attempt.coordinator.partition(":")
+    return Path(socket) if socket and boot_id == _BOOT_ID.read_text().strip() else None
+
+
+def claimed_elsewhere(attempt: Attempt | None) -> bool:
+    """Whether the attempt was claimed by another node: whether it lives cannot be seen from here."""
+    return attempt is not None and bool(attempt.coordinator) and coordinator_socket(attempt) is None
+
+
+def describe_lineage(attempts: Attempts) -> str:
+    """`"attempt 3, standing on step 50 (attempt 1)"`."""
+    by_number: dict[int, Attempt] = {a.attempt: a for a in attempts.records}
+    current, parts, seen = by_number.get(attempts.highest), [f"attempt {attempts.highest}"], set[int]()
+    while current is not None and current.parent is not None and current.attempt not in seen:
+        seen.add(current.attempt)
+        parts.append(f"standing on {current.parent}")
+        current = by_number.get(current.parent.attempt)
+    return ", ".join(parts)
+
+
+def _owner() -> str:
+    return f"0.cli{os.getpid()}"
+
+
+def _nothing_there(url: str, error: HoldfastError) -> HoldfastError:
+    if isinstance(error, NotFoundError):
+        return NotFoundError(f"nothing is at {url}", hint="check the URL; a run appears with its first save")
+    return error
+
+
+def _not_found(step: int, abandoned: list[CatalogEntry], url: str) -> NotFoundError:
+    if abandoned:
+        which = ", ".join(str(e.id) for e in abandoned)
+        return NotFoundError(
+            f"{which} is abandoned: the run went back before it and on", hint=_LS.format(url), step=step
+        )
+    return NotFoundError(f"step {step} is not committed at {url}", hint=_LS.format(url))
+
+
+_LS = "`holdfast ls {}` shows what is there"
+
+
+def name_of(checkpoint: CheckpointId | None) -> dict[str, int] | None:
+    """How JSON documents name a checkpoint."""
+    return None if checkpoint is None else {"attempt": checkpoint.attempt, "step": checkpoint.step}

@@ -1,0 +1,173 @@
+"""`holdfast show`: show what a checkpoint contains."""
+
+from __future__ import annotations
+
+import difflib
+
+import click
+import msgspec
+
+from holdfast.cli.arguments import json_option, step_option, url_argument
+from holdfast.cli.output import Column, Grid, write, write_grid, write_json
+from holdfast.cli.plain import pretty, read_plain
+from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
+from holdfast.errors import NotFoundError, UsageError
+from holdfast.format import names
+from holdfast.model.image import ImageRecord
+from holdfast.model.manifest import Manifest, TensorRecord
+from holdfast.units import format_bytes
+
+
+@click.command()
+@url_argument()
+@step_option("The step, on the lineage. [default: the newest]")
+@click.option("--tensor", metavar="NAME", help="Only this tensor: which image holds which part of it.")
+@click.option("--plain", is_flag=True, help="Only the plain values: numbers, settings, states of generators.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, help="Whose plain values. [default: 0]")
+@json_option()
+def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int, as_json: bool) -> None:
+    """Show what a checkpoint contains.
+
+    Its images, its tensors with shape and dtype, and where it stands in the run. Nothing of it is loaded.
+
+    \b
+    Examples:
+      holdfast show /data/run7
+      holdfast show /data/run7 --step 100 --tensor model.embed.weight
+      holdfast show file:///data/run7 --step 100 --plain
+      holdfast show /data/run7 --plain --rank 3 --json
+    """
+    if tensor is not None and plain:
+        raise UsageError("--tensor and --plain are two questions", hint="ask one at a time")
+    with open_run(url) as run:
+        manifest = _manifest(run, step)
+        if plain:
+            _plain(run, manifest, rank, as_json)
+        elif tensor is not None:
+            _tensor(manifest, tensor, as_json)
+        else:
+            _summary(run, manifest, as_json)
+
+
+def _manifest(run: Run, step: int | None) -> Manifest:
+    entry = run.find(step) if step is not None else run.newest()
+    if entry.problem is not None:
+        raise entry.problem
+    if entry.manifest is None:
+        raise NotFoundError(f"{entry.id} was deleted meanwhile", tier=run.home.name, step=entry.id.step)
+    return entry.manifest
+
+
+def _summary(run: Run, manifest: Manifest, as_json: bool) -> None:
+    if as_json:
+        write_json(_document(run, manifest))
+        return
+    write(f"{manifest.id} of {manifest.run}", style="bold")
+    write(
+        f"{manifest.world_size} ranks, {len(manifest.images)} images, {format_bytes(manifest.size_bytes)}, "
+        f"{len(manifest.tensors)} tensors; structure {manifest.structure[:16]}, format {manifest.format_version}"
+    )
+    write(f"the run: {describe_lineage(run.attempts)}\n")
+    write_grid(_image_grid(manifest))
+    write()
+    write_grid(_tensor_grid(manifest))
+
+
+def _image_grid(manifest: Manifest) -> Grid:
+    grid = Grid(
+        [Column("RANK", True), Column("IMAGE", True), Column("SIZE", True), Column("CRC64NVME"), Column("FROM")]
+    )
+    for record in manifest.images:
+        older = "" if record.id.checkpoint == manifest.id else str(record.id.checkpoint)
+        size = format_bytes(record.size_bytes)
+        grid.add(str(record.id.rank), str(record.id.image), size, f"{record.crc64nvme:016x}", older)
+    return grid
+
+
+def _tensor_grid(manifest: Manifest) -> Grid:
+    columns = Column("TENSOR", fold=True), Column("SHAPE"), Column("DTYPE"), Column("CHUNKS", True), Column("NOTE")
+    grid = Grid(columns)
+    for tensor in manifest.tensors:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        chunks = "" if tensor.alias_of else str(len(tensor.chunks))
+        grid.add(tensor.fqn, shape, tensor.dtype, chunks, _note(tensor))
+    return grid
+
+
+def _note(tensor: TensorRecord) -> str:
+    owner = f"of rank {tensor.owner_rank}" if tensor.owner_rank is not None else ""
+    return f"same as {tensor.alias_of}" if tensor.alias_of else owner
+
+
+def _tensor(manifest: Manifest, fqn: str, as_json: bool) -> None:
+    found = [t for t in manifest.tensors if t.fqn == fqn]
+    if not found:
+        near = difflib.get_close_matches(fqn, [t.fqn for t in manifest.tensors])
+        hint = f"near to it: {', '.join(near)}" if near else "`holdfast show URL` lists all names"
+        raise NotFoundError(f"no tensor is called {fqn!r}", hint=hint, step=manifest.id.step)
+    if as_json:
+        write_json({**_name(manifest), "tensors": [_tensor_document(t, manifest, chunks=True) for t in found]})
+        return
+    for tensor in found:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        write(f"{tensor.fqn}  {tensor.dtype}  {shape}  {_note(tensor)}".rstrip(), style="bold")
+        grid = Grid([Column("RANK", True), Column("IMAGE", True), Column("OFFSETS"), Column("LENGTHS")])
+        for chunk in tensor.chunks:
+            image = manifest.images[chunk.image].id
+            grid.add(str(image.rank), str(image.image), str(list(chunk.offsets)), str(list(chunk.lengths)))
+        if tensor.chunks:
+            write_grid(grid)
+
+
+def _plain(run: Run, manifest: Manifest, rank: int, as_json: bool) -> None:
+    payload = read_plain(run.home, manifest, rank)
+    if as_json:
+        write_json({**_name(manifest), "rank": rank, "plain": msgspec.Raw(payload)})
+    else:
+        write(pretty(payload))
+
+
+def _name(manifest: Manifest) -> dict[str, object]:
+    return {"run": manifest.run, "attempt": manifest.id.attempt, "step": manifest.id.step}
+
+
+def _document(run: Run, manifest: Manifest) -> dict[str, object]:
+    return {
+        **_name(manifest),
+        "format_version": manifest.format_version,
+        "world_size": manifest.world_size,
+        "structure": manifest.structure,
+        "size_bytes": manifest.size_bytes,
+        "images": [_image_document(r) for r in manifest.images],
+        "tensors": [_tensor_document(t, manifest, chunks=False) for t in manifest.tensors],
+        "lineage": [{"attempt": a.attempt, "parent": name_of(a.parent)} for a in run.attempts.records],
+    }
+
+
+def _image_document(record: ImageRecord) -> dict[str, object]:
+    return {
+        "attempt": record.id.attempt,
+        "step": record.id.step,
+        "rank": record.id.rank,
+        "image": record.id.image,
+        "key": names.image_key(record.id),
+        "size_bytes": record.size_bytes,
+        "crc64nvme": f"{record.crc64nvme:016x}",
+    }
+
+
+def _tensor_document(tensor: TensorRecord, manifest: Manifest, *, chunks: bool) -> dict[str, object]:
+    document: dict[str, object] = {
+        "name": tensor.fqn,
+        "shape": tensor.shape,
+        "dtype": tensor.dtype,
+        "owner_rank": tensor.owner_rank,
+        "alias_of": tensor.alias_of,
+        "chunk_count": len(tensor.chunks),
+    }
+    if chunks:
+        document["chunks"] = [
+            {"image": names.image_key(manifest.images[c.image].id), "offsets": c.offsets, "lengths": c.lengths}
+            for c in tensor.chunks
+        ]
+    return document

@@ -1,0 +1,138 @@
+"""How the command line starts, fails and explains itself."""
+
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+from types import ModuleType
+
+import click
+import pytest
+
+from holdfast import errors
+from holdfast.cli import BROKEN_PIPE, INTERRUPTED, main
+from holdfast.cli.group import COMMANDS, holdfast
+
+THERE = [name for name in COMMANDS if importlib.util.find_spec(f"holdfast.cli.{name}") is not None]
+EXAMPLES_BEGIN = "Examples:\n"
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """A command `boom` that raises what it is given."""
+
+    def install(error: BaseException) -> None:
+        @click.command()
+        @click.option("--json", is_flag=True)
+        def boom(json: bool) -> None:
+            raise error
+
+        module = ModuleType("holdfast.cli.boom")
+        module.boom = boom  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "holdfast.cli.boom", module)
+        monkeypatch.setitem(COMMANDS, "boom", "Raise.")
+
+    return install
+
+
+@pytest.mark.parametrize("kind", sorted(errors.BY_KIND))
+def test_the_exit_code_is_that_of_the_kind(kind, raising, capsys):
+    error = errors.BY_KIND[kind]("it broke", hint="mend it")
+    raising(error)
+    assert main(["boom"]) == error.exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "holdfast: it broke\n  hint: mend it\n"
+
+
+def test_with_json_the_error_is_a_document_on_stdout_and_text_on_stderr(raising, capsys):
+    raising(errors.CorruptError("flipped", key="images/x", step=3))
+    assert main(["boom", "--json"]) == 40
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "kind": "corrupt", "message": "flipped", "hint": "", "tier": None, "key": "images/x", "step": 3,
+    }  # fmt: skip
+    assert "flipped" in captured.err
+
+
+def test_an_interrupt_is_130_and_quiet(raising, capsys):
+    raising(KeyboardInterrupt())
+    assert main(["boom"]) == INTERRUPTED
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_is_not_hidden(raising):
+    raising(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["boom"])
+
+
+@pytest.mark.parametrize("args", [["lss"], ["ls", "--nonsense"], ["agent", "--status", "--stop", "x"]])
+def test_what_cannot_be_parsed_is_a_usage_error(args, capsys):
+    assert main(args) == errors.UsageError.exit_code
+    assert "--help" in capsys.readouterr().err
+
+
+def test_an_unknown_scheme_is_a_config_error(capsys):
+    assert main(["doctor", "ftp://x/y", "--json"]) == errors.ConfigError.exit_code
+    assert json.loads(capsys.readouterr().out)["kind"] == "config"
+
+
+def test_no_arguments_show_the_commands(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_version(capsys):
+    from holdfast import __version__
+
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_a_reader_that_has_gone_is_answered_quietly():
+    program = "import sys; from holdfast.cli import main; sys.exit(main(['--help']))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert (process.returncode, err) == (BROKEN_PIPE, b"")
+
+
+def test_help_imports_nothing_heavy():
+    heavy = "torch", "numpy", "aiohttp", "awscrt", "rich", "prometheus_client"
+    program = f"import sys; from holdfast.cli import main; main([]); sys.exit(' '.join(sys.modules.keys() & {set(heavy)}) or 0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_the_line_in_the_table_is_the_command_s_own(name):
+    command = holdfast.get_command(click.Context(holdfast), name)
+    assert command is not None
+    assert (command.help or "").split("\n\n")[0].replace("\n", " ") == COMMANDS[name]
+
+
+def _examples() -> list[str]:
+    found = []
+    for name in THERE:
+        command = holdfast.get_command(click.Context(holdfast), name)
+        help_text = (command.help if command else "") or ""
+        lines = help_text.partition(EXAMPLES_BEGIN)[2].splitlines()
+        found += [line.strip().removesuffix("\\") for line in lines if line.strip().startswith("holdfast ")]
+    return found
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_every_command_has_examples(name):
+    assert any(line.split()[1] == name for line in _examples())
+
+
+@pytest.mark.parametrize("line", _examples())
+def test_every_example_parses(line):
+    _, name, *args = shlex.split(line, comments=True)
+    command = holdfast.get_command(click.Context(holdfast), name)
+    assert command is not None
+    command.make_context(name, args).close()

@@ -51,7 +51,7 @@ def from_memory(bench: Bench) -> list[Number]:
     ]
 
 
-def _after_kill(bench: Bench, index: int, image: Path, expected: float) -> dict[str, float]:
+def _after_kill(bench: Bench, index: int, image: Path, expected: int) -> dict[str, float]:
     env = bench.places.environment()
     with (
         Variant("benchmarks.floors", env, **bench.floor_setup(threads=2), image=str(image)) as floor,
@@ -62,8 +62,7 @@ def _after_kill(bench: Bench, index: int, image: Path, expected: float) -> dict[
         attach_s = loader.ask("attach")["s"]
         below, above = in_turn(index, lambda: floor.ask("load", workers=_CORES), lambda: loader.ask("load"))
         single = floor.ask("load", workers=1)
-        if index == 0:
-            _check(loader, expected)
+        _check(loader, expected)
         loader.kill()
     return {"floor_s": below["s"], "floor_single_s": single["s"], "load_s": above["s"], "attach_s": attach_s}
 
@@ -87,20 +86,19 @@ def from_disk(bench: Bench) -> list[Number]:
     return [Number("load_disk", "load from disk, no agent, cold", "read", None, pairs)]
 
 
-def _cold(bench: Bench, index: int, floor: Variant, image: Path, expected: float) -> tuple[float, float]:
+def _cold(bench: Bench, index: int, floor: Variant, image: Path, expected: int) -> tuple[float, float]:
     env = bench.places.environment()
     with Variant("benchmarks.ours", env, **bench.setup(threads=2), home=bench.home, seed=_OTHER_SEED) as loader:
         loader.ready()
         loader.ask("attach")
         forget_cached(image)
         below, above = in_turn(index, lambda: floor.ask("read", path=str(image)), lambda: loader.ask("load"))
-        if index == 0:
-            _check(loader, expected)
+        _check(loader, expected)
         loader.ask("discard")
     return below["s"], above["s"]
 
 
-def _check(loader: Variant, expected: float) -> None:
+def _check(loader: Variant, expected: int) -> None:
     found = loader.ask("fingerprint")["value"]
     if found != expected:
         raise VariantError(f"loaded other values than were saved: {found} instead of {expected}")

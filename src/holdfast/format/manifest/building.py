@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from holdfast.errors import CorruptError
 from holdfast.format.manifest.coverage import check_coverage
@@ -106,7 +107,16 @@ def _tensors(ordered: Sequence[ImageHeader]) -> tuple[TensorRecord, ...]:
         for fqn, owner in what
     ]
     tensors += [_alias(alias, target, what) for alias, target in aliases.items()]
-    return tuple(sorted(tensors, key=by_name))
+    tensors.sort(key=by_name)
+    check_names(tensors)
+    return tuple(tensors)
+
+
+def check_names(tensors: Sequence[TensorRecord]) -> None:
+    """Refuse a name that is both a tensor of all ranks and one of a rank's own. Raises: CorruptError."""
+    for a, b in pairwise(tensors):
+        if a.fqn == b.fqn and (a.owner_rank is None or b.owner_rank is None):
+            raise CorruptError(f"{a.fqn[:80]!r} names two things")
 
 
 def _alias(alias: str, target: str, what: dict[tuple[str, int], tuple[tuple[int, ...], str]]) -> TensorRecord:

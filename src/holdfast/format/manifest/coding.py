@@ -16,7 +16,7 @@ import msgspec
 from holdfast.errors import CorruptError, FormatVersionError, UsageError
 from holdfast.format.checksum import Buffer, crc64nvme
 from holdfast.format.limits import MAX_BYTES, MAX_DIMS, is_dtype, is_name, is_structure, is_tensor_name
-from holdfast.format.manifest.building import MAX_INLINE_PLAIN_BYTES, by_name, in_order
+from holdfast.format.manifest.building import MAX_INLINE_PLAIN_BYTES, by_name, check_names, in_order
 from holdfast.format.manifest.coverage import check_coverage
 from holdfast.format.names import MAX_ATTEMPT, MAX_IMAGE, MAX_RANK, MAX_STEP
 from holdfast.format.records import Size
@@ -77,9 +77,10 @@ def encode(manifest: Manifest) -> bytes:
         body = msgspec.json.encode(_to_body(manifest))
     except UnicodeEncodeError as e:
         raise UsageError(f"a name is not valid text: {e.object[:80]!r}") from None
-    if len(body) > MAX_MANIFEST_BYTES - _MAX_LINE_BYTES:
-        raise UsageError(f"a manifest of {len(body)} bytes passes the limit of {MAX_MANIFEST_BYTES}")
-    return b"holdfast-manifest 0 %016x %d\n" % (crc64nvme(body), len(body)) + body
+    data = b"holdfast-manifest 0 %016x %d\n" % (crc64nvme(body), len(body)) + body
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise UsageError(f"a manifest of {len(data)} bytes passes the limit of {MAX_MANIFEST_BYTES}")
+    return data
 
 
 def _to_body(manifest: Manifest) -> _Body:
@@ -201,6 +202,7 @@ def _tensors(columns: _Tensors, image_count: int, world_size: int) -> tuple[Tens
         found.append(TensorRecord(fqn, shape, dtype, chunks, owner, columns.alias_of.get(str(n))))
     if any(a >= b for a, b in pairwise([by_name(t) for t in found])):
         raise CorruptError("tensors are out of order or named twice")
+    check_names(found)
     _check_aliases(found)
     return tuple(found)
 

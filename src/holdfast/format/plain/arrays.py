@@ -2,6 +2,7 @@
 
     {"!ndarray":["<f4",[2,3],"C","<base64>"]}      dtype, shape, order, bytes in that order
     {"!numpy":["<f4","<base64>"]}                  a scalar
+    {"!numpy":["U","<base64>"]}                    numpy.str_ by its UTF-8; "S" for numpy.bytes_
 
 Dtypes with Python objects inside, and structured ones, are refused.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from holdfast.errors import CorruptError
 
-_DTYPE = re.compile(r"[<>|](?:[biufcSU][0-9]{1,9}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)")
+_DTYPE = re.compile(r"[<>|](?:[biufcSU][1-9][0-9]{0,8}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)")
 _MAX_DIMS = 32
 _MAX_CODE_POINT = 0x10FFFF
 
@@ -27,11 +28,17 @@ def to_tree(value: Any) -> dict[str, Any] | None:
     np = sys.modules.get("numpy")
     if np is None:
         return None
-    if type(value) is np.ndarray:
-        return _array_to_tree(value) if _DTYPE.fullmatch(value.dtype.str) and value.dtype.names is None else None
-    if isinstance(value, np.generic) and type(value).__module__ == "numpy" and _DTYPE.fullmatch(value.dtype.str):
-        return {"!numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
-    return None
+    kind = type(value)
+    if kind is np.str_ or kind is np.bytes_:  # their dtype does not tell "" from "\0"
+        data = value.encode("utf-8", "surrogatepass") if kind is np.str_ else bytes(value)
+        return {"!numpy": ["U" if kind is np.str_ else "S", base64.b64encode(data).decode()]}
+    if kind is not np.ndarray and not (isinstance(value, np.generic) and kind.__module__ == "numpy"):
+        return None
+    if not _DTYPE.fullmatch(value.dtype.str) or value.dtype.names is not None:
+        return None
+    if kind is np.ndarray:
+        return _array_to_tree(value)
+    return {"!numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
 
 
 def _array_to_tree(value: Any) -> dict[str, Any]:
@@ -64,10 +71,15 @@ def array_from(body: Any) -> Any:
 def scalar_from(body: Any) -> Any:
     """The scalar of a tagged form; any exception means that it is none."""
     dtype_str, text = body
-    dtype, data = _dtype(dtype_str), _data(text)
-    if dtype.itemsize != len(data):
+    np, data = importlib.import_module("numpy"), _data(text)
+    if dtype_str == "U":
+        return np.str_(data.decode("utf-8", "surrogatepass"))
+    if dtype_str == "S":
+        return np.bytes_(data)
+    dtype = _dtype(dtype_str)
+    if dtype.kind in "SU" or dtype.itemsize != len(data):
         raise CorruptError("a scalar's bytes do not fit its dtype")
-    array = importlib.import_module("numpy").ndarray((), dtype, data)
+    array = np.ndarray((), dtype, data)
     _check_items(array, data)
     return array[()]
 

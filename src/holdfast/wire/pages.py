@@ -114,6 +114,12 @@ class SlotPage(Page):
     staged_ns = _Word(18)
     committed_mask = _Word(19)
 
+    @property
+    def state_name(self) -> str:
+        """The state as a word; a page that lies says its number."""
+        state = self.state
+        return SlotState(state).name.lower() if state in list(SlotState) else str(state)
+
 
 class TrainerPage(Page):
     """What one rank says of itself."""

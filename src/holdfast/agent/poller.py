@@ -1,0 +1,127 @@
+"""Turns what stands on the pages into events. The pages are the truth; this only remembers what it has already told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.agent.arena import Arena, Slot
+from holdfast.agent.launches import Launches, Trainer
+from holdfast.lifecycle import events
+from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.model.place import TierRule
+from holdfast.policy.schedule import names_of_mask
+from holdfast.wire.pages import SlotState, process_alive
+
+Dispatch = Callable[[events.NodeEvent], None]
+_OWNER_EVERY = 16
+"""Look whether the owner of a filling slot lives every so many polls: it reads /proc."""
+
+
+class Poller:
+    """Invariants: a slot's generation is told as staged at most once; what a trainer waits for is told once per change.
+
+    Threads: the agent's event loop only.
+    """
+
+    def __init__(self, arena: Arena, launches: Launches, dispatch: Dispatch) -> None:
+        self._arena = arena
+        self._launches = launches
+        self._dispatch = dispatch
+        self._told: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}
+        self._at: dict[int, CheckpointId] = {}
+        self._given_up: dict[int, int] = {}
+        self._gone: set[int] = set()
+        self._polls = 0
+
+    def poll(self, rules: tuple[TierRule, ...]) -> None:
+        """One look at every page. Trainer pages first: what a rank has passed was staged before, if at all."""
+        self._polls += 1
+        at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
+        for slot in list(self._arena.slots.values()):
+            self._look(slot, rules)
+        for rank, trainer in self._launches.trainers.items():
+            self._wanting(rank, trainer)
+            self._progress(rank, trainer, at[rank])
+            if self._polls % _OWNER_EVERY == 0 and rank not in self._gone and not trainer.alive:
+                self._gone.add(rank)
+                self._dispatch(events.RankGone(rank))
+
+    def forget(self) -> None:
+        """A new launch: what the old trainers waited for is over."""
+        for rank in list(self._waiting):
+            self._dispatch(events.SlotWantOver(rank))
+        self._waiting.clear()
+        self._at.clear()
+        self._given_up.clear()
+        self._gone.clear()
+
+    def _look(self, slot: Slot, rules: tuple[TierRule, ...]) -> None:
+        page = slot.page
+        if page.state == SlotState.STAGED and self._told.get(slot.number) != page.generation:
+            self._told[slot.number] = page.generation
+            self._dispatch(staged_event(slot, rules))
+        elif page.state == SlotState.FILLING and self._polls % _OWNER_EVERY == 0:
+            if not process_alive(page.owner_pid, page.owner_start):
+                self._dispatch(events.OwnerGone(slot.number, page.generation))
+
+    def _wanting(self, rank: int, trainer: Trainer) -> None:
+        step = trainer.page.waiting_step
+        if step == self._waiting.get(rank, -1):
+            return
+        if step < 0:
+            del self._waiting[rank]
+            self._dispatch(events.SlotWantOver(rank))
+        else:
+            self._waiting[rank] = step
+            self._dispatch(events.SlotWanted(rank, step))
+
+    def _progress(self, rank: int, trainer: Trainer, at: CheckpointId | None) -> None:
+        """Tell how far a rank is: what it has not staged below that step it never will."""
+        if at is None:
+            return
+        given_up = trainer.page.given_up_step
+        if given_up >= 0 and given_up != self._given_up.get(rank):
+            self._given_up[rank] = given_up
+            self._dispatch(events.RankGaveUp(rank, CheckpointId(at.attempt, given_up)))
+        if at != self._at.get(rank):
+            self._at[rank] = at
+            self._dispatch(events.RankAt(rank, at))
+
+
+def _at(trainer: Trainer) -> CheckpointId | None:
+    page = trainer.page
+    attempt, step = page.attempt, page.current_step
+    return CheckpointId(attempt, step) if attempt and step >= 0 else None
+
+
+def image_id(slot: Slot) -> ImageId:
+    page = slot.page
+    return ImageId(page.attempt, page.step, page.rank, page.image)
+
+
+def staged_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Staged:
+    page = slot.page
+    return events.Staged(
+        slot=slot.number,
+        generation=page.generation,
+        image=image_id(slot),
+        image_count=page.image_count,
+        world_size=page.world_size,
+        due=names_of_mask(page.due_mask, rules),
+        size_bytes=page.image_bytes,
+    )
+
+
+def adopted_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Adopted:
+    page = slot.page
+    return events.Adopted(
+        slot=slot.number,
+        generation=page.generation,
+        image=image_id(slot),
+        image_count=page.image_count,
+        world_size=page.world_size,
+        due=names_of_mask(page.due_mask, rules),
+        size_bytes=page.image_bytes,
+        committed=names_of_mask(page.committed_mask, rules),
+    )

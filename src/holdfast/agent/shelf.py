@@ -1,0 +1,253 @@
+"""The agent's tiers and the pools of threads that work on them. Everything here blocks; the event loop calls it offloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from holdfast.config import Settings
+from holdfast.errors import HoldfastError, RunBusyError
+from holdfast.format.image import read_plain
+from holdfast.format.manifest import build
+from holdfast.lifecycle.actions import KnownImage
+from holdfast.model.identity import CheckpointId, ImageId, Lineage
+from holdfast.model.image import ImageHeader, ImageRecord
+from holdfast.model.manifest import Manifest
+from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, sweep
+from holdfast.store import catalog as catalogs
+from holdfast.tiers import open_tier
+from holdfast.tiers.contract import Tier
+from holdfast.tiers.wrappers import Retry
+from holdfast.wire.client import connect
+
+_STORE_THREADS = 4
+_FETCHES = 2
+_MANIFESTS_KEPT = 64
+
+
+@dataclass(slots=True)
+class View:
+    """What all tiers together hold, at one moment."""
+
+    lineage: Lineage
+    attempts: int
+    committed: dict[CheckpointId, list[str]] = field(default_factory=dict)
+    sizes: dict[CheckpointId, int] = field(default_factory=dict)
+    tombstoned: set[CheckpointId] = field(default_factory=set)
+    abandoned: set[CheckpointId] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    empty: bool = True
+
+
+class Shelf:
+    """Invariants: a tier is opened once; uploads to one tier never take the threads of another.
+
+    Threads: any; each method blocks.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._nonce = uuid.uuid4().hex[:12]
+        self.owner = 0
+        self.tiers: dict[str, Tier] = {}
+        self._parts: dict[str, ThreadPoolExecutor] = {}
+        self._uploads: dict[str, ThreadPoolExecutor] = {}
+        self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
+        self.fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="holdfast-fetch")
+        self.faulting = ThreadPoolExecutor(1, thread_name_prefix="holdfast-fault")
+        self.flushed: dict[str, tuple[int, float]] = {}
+        self._manifests: dict[CheckpointId, Manifest] = {}
+        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        for rule in self._settings.tiers:
+            if not rule.is_memory and rule.name not in self.tiers:
+                opened = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=f"0.{self._nonce}")
+                tier = Retry(opened)
+                self.tiers[rule.name] = tier
+                threads = tier.capabilities.concurrency
+                self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
+                self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Other tiers: open what is new. What is gone stays open until the agent ends, for flushes under way."""
+        self._settings = settings
+        self._open()
+
+    @property
+    def authority(self) -> Tier:
+        """The tier attempts are claimed on."""
+        return self.tiers[next(r.name for r in self._settings.tiers if not r.is_memory)]
+
+    def uploads(self, tier: str) -> ThreadPoolExecutor:
+        return self._uploads[tier]
+
+    def _shelved(self) -> Iterator[tuple[str, Tier]]:
+        return ((r.name, self.tiers[r.name]) for r in self._settings.tiers if not r.is_memory)
+
+    # -- attempts -------------------------------------------------------------------------------------------------------
+    def lineage(self) -> tuple[Lineage, int]:
+        """The lineage of the highest attempt on any tier, and its number (0: none)."""
+        found = attempts.read_attempts([t for _, t in self._shelved()])
+        return found.lineage, found.highest
+
+    def claim(self, parent: CheckpointId | None, coordinator: str, seen: int) -> tuple[int, Lineage]:
+        """Claim the next attempt. Raises: see store.attempts.claim."""
+        others = [t for _, t in self._shelved() if t is not self.authority]
+        for tier in (*others, self.authority):
+            with contextlib.suppress(HoldfastError):
+                seen = max(seen, catalogs.read_catalog(tier).highest_attempt)
+        claimed = attempts.claim(
+            self.authority, others, run=self._settings.run, parent=parent, coordinator=coordinator, seen=seen
+        )
+        self.owner = claimed.attempt
+        return claimed.attempt, self.lineage()[0]
+
+    def refuse_other_owner(self, own_coordinator: str) -> None:
+        """Another arena of this machine may run the same run: ask its coordinator whether trainers are attached.
+
+        Raises: RunBusyError.
+        """
+        found = attempts.read_attempts([self.authority])
+        newest = max(found.records, key=lambda a: a.attempt, default=None)
+        if newest is None or not newest.coordinator or newest.coordinator == own_coordinator:
+            return
+        boot, _, path = newest.coordinator.partition(":")
+        if boot != own_coordinator.partition(":")[0] or not os.path.exists(path):
+            return
+        with contextlib.suppress(OSError):
+            connect(Path(path), 1.0).close()
+            raise RunBusyError(
+                f"attempt {newest.attempt} of this run is coordinated at {path}, where an agent answers",
+                hint="end that job (or its agent: `holdfast agent URL --stop`) first, or use another run name",
+            )
+
+    # -- what is there --------------------------------------------------------------------------------------------------
+    def catalog(self, tier: str) -> tuple[frozenset[CheckpointId], frozenset[CheckpointId]]:
+        """(committed, tombstoned) on a tier."""
+        found = catalogs.read_catalog(self.tiers[tier])
+        return (
+            frozenset(e.id for e in found if e.committed and e.problem is None),
+            frozenset(e.id for e in found if e.tombstoned),
+        )
+
+    def view(self) -> View:
+        """All tiers together: for loads and `ls`. A tier that cannot be read is a problem, not an error."""
+        lineage, highest = self.lineage()
+        view = View(lineage, highest, empty=not highest)
+        for name, tier in self._shelved():
+            try:
+                self._see(view, name, catalogs.read_catalog(tier))
+            except HoldfastError as e:
+                view.problems.append(f"{name}: {e.message}")
+                view.empty = False
+        view.abandoned = {c for c in view.committed if c not in lineage}
+        return view
+
+    def _see(self, view: View, name: str, found: catalogs.Catalog) -> None:
+        for entry in found:
+            view.empty = False
+            if entry.tombstoned:
+                view.tombstoned.add(entry.id)
+            elif entry.loadable:
+                view.committed.setdefault(entry.id, []).append(name)
+                view.sizes[entry.id] = entry.size_bytes
+            elif entry.committed:
+                why = entry.problem.message if entry.problem else "images are missing or bad"
+                view.problems.append(f"{entry.id} on {name}: {why}")
+
+    def manifest(self, tier: str, checkpoint: CheckpointId) -> Manifest:
+        return catalogs.read_manifest(self.tiers[tier], checkpoint)
+
+    def fetch(self, tier: str, record: ImageRecord, room: memoryview) -> ImageHeader:
+        """An image into `room`, proven. Raises: CorruptError, NotFoundError, TierError."""
+        return fetch.fetch_image(self.tiers[tier], record, room, self._parts[tier])
+
+    # -- flush, commit, delete --------------------------------------------------------------------------------------------
+    def upload(self, tier: str, record: ImageRecord, image: memoryview) -> None:
+        began = time.monotonic()
+        flush.flush_image(self.tiers[tier], record, image, self._parts[tier])
+        with self._lock:
+            n_bytes, seconds = self.flushed.get(tier, (0, 0.0))
+            self.flushed[tier] = (n_bytes + record.size_bytes, seconds + time.monotonic() - began)
+
+    def check_whole(self, checkpoint: CheckpointId, images: tuple[KnownImage, ...], first: memoryview | None) -> None:
+        """Build the manifest: proves that the images cover every tensor. It is kept for the commits.
+
+        Raises: CorruptError.
+        """
+        plain = None
+        if first is not None:
+            header = next(i.header for i in images if (i.record.id.rank, i.record.id.image) == (0, 0))
+            plain = read_plain(first, header.layout)
+        manifest = build([i.header for i in images], [i.record for i in images], plain)
+        with self._lock:
+            self._manifests[checkpoint] = manifest
+            while len(self._manifests) > _MANIFESTS_KEPT:
+                del self._manifests[next(iter(self._manifests))]
+
+    def commit(self, tier: str, checkpoint: CheckpointId, images: tuple[KnownImage, ...]) -> None:
+        """Publish the manifest. Raises: SupersededError, NotFoundError (deleted), CorruptError, TierError."""
+        manifest = self._manifests.get(checkpoint)
+        if manifest is None or set(manifest.images) != {i.record for i in images}:
+            self._roll(tier, checkpoint)
+            return
+        commit.publish_manifest(self.tiers[tier], self.authority, manifest, owner=self.owner)
+
+    def _roll(self, tier: str, checkpoint: CheckpointId) -> None:
+        """Found by listing, or no longer in memory: everything is read and proven before the manifest is written."""
+        entry = catalogs.read_catalog(self.tiers[tier]).get(checkpoint)
+        if entry is None or entry.committed:
+            return
+        rolled = rollforward.roll_forward(self.tiers[tier], self.authority, entry, owner=self.owner)
+        if rolled.problem is not None:
+            raise rolled.problem
+
+    def roll_forward(self) -> list[tuple[str, CheckpointId]]:
+        """Commit whole but uncommitted steps of the lineage on every tier; returns what was committed."""
+        lineage, _ = self.lineage()
+        done = []
+        for name, tier in self._shelved():
+            for entry in rollforward.candidates(catalogs.read_catalog(tier), lineage):
+                rolled = rollforward.roll_forward(tier, self.authority, entry, owner=self.owner)
+                if rolled.manifest is not None:
+                    done.append((name, entry.id))
+        return done
+
+    def prune(self, tier: str, checkpoints: frozenset[CheckpointId]) -> None:
+        """Delete checkpoints, in the crash-safe order of store.prune; deletions that have begun are finished."""
+        found = catalogs.read_catalog(self.tiers[tier])
+        there = [c for c in sorted(checkpoints) if (e := found.get(c)) is not None and not e.tombstoned]
+        plan = prune.plan_delete(found, self.lineage()[0], there)
+        prune.execute_prune(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
+
+    def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId]) -> None:
+        """Remove images of steps that will never be committed on the tier."""
+        found = catalogs.read_catalog(self.tiers[tier])
+        named = found.named()
+        images: list[ImageId] = []
+        for checkpoint in sorted(checkpoints):
+            entry = found.get(checkpoint)
+            if entry is not None and not entry.committed and not entry.tombstoned:
+                images += [i for i in entry.images if i not in named]
+        plan = sweep.SweepPlan(tuple(images), 0)
+        sweep.execute_sweep(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
+
+    def tidy(self) -> None:
+        """Take over what dead agents left: temporary files, and images no manifest names."""
+        for _, tier in self._shelved():
+            tier.sweep()
+
+    def close(self) -> None:
+        for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
+            pool.shutdown(wait=True, cancel_futures=True)
+        for tier in self.tiers.values():
+            tier.close()

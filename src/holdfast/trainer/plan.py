@@ -1,0 +1,160 @@
+"""What this rank stages, and where it stands in the image: learnt before training, followed at every save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.errors import ReplicaMismatchError
+from holdfast.format.image import plain_fits
+from holdfast.format.layout import Template, lay_out
+from holdfast.model.image import Piece
+from holdfast.trainer.capture import Capture, Captured
+from holdfast.trainer.compare import fingerprints, first_difference
+from holdfast.trainer.ranks import Ranks, Talk
+from holdfast.trainer.session import TrainerSlot
+from holdfast.trainer.shares import Shares, assign, unsplit
+from holdfast.trainer.stage import Stager
+from holdfast.trainer.structure import Structure
+from holdfast.wire.pages import SlotState, barrier
+
+
+class StagePlan:
+    """Layout of this rank's image.
+
+    Invariants: `follow` runs before `stage` in every save; a layout is made anew only when the structure changed or the
+    plain values outgrew their room, never because a number grew.
+    Threads: the training thread.
+    """
+
+    def __init__(self, run: str, ranks: Ranks) -> None:
+        self._run = run
+        self._ranks = ranks
+        self._capture = Capture()
+        self._shares: Shares | None = None
+        self._shared_digest = ""
+        self._captured: Captured | None = None
+        self._payload = b""
+        self._laid_out_for: Structure | None = None
+        self._template: Template | None = None
+        self._stager: Stager | None = None
+        self._compared: set[str] = set()
+
+    @property
+    def image_bytes(self) -> int:
+        assert self._template is not None, "learn() or follow() come first"
+        return self._template.layout.size_bytes
+
+    def learn(self, state: dict[str, Any], talk: Talk) -> None:
+        """Lay out what the first save will stage: optimizer state as it will be after the first step.
+
+        Collective.
+
+        Raises: UnsupportedValueError, ReplicaMismatchError: on all ranks.
+        """
+        captured, structure = self._look(state, talk)
+        self._captured, self._payload = captured, captured.payload(talk.rank)
+        self._agree(structure, talk)
+        self._compare(captured, talk)
+        self._lay_out(structure)
+
+    def _look(self, state: dict[str, Any], talk: Talk) -> tuple[Captured, Structure]:
+        seen: list[tuple[Captured, Structure]] = []
+        talk.each(lambda: seen.append((self._capture.refresh(state), self._capture.forecast(state))))
+        return seen[0]
+
+    def _agree(self, structure: Structure, talk: Talk) -> None:
+        """Exchange tables, one per distinct digest, and compute who stages what."""
+        digests = talk.gather(structure.digest)
+        senders = {digest: rank for rank, digest in reversed(list(enumerate(digests)))}
+        tables = talk.gather(structure if senders[structure.digest] == talk.rank else None)
+        known = {digest: tables[rank] for digest, rank in senders.items()}
+        self._shares = assign([known[d] for d in digests])  # type: ignore[misc]
+        self._shared_digest = structure.digest
+
+    def follow(self, state: dict[str, Any]) -> None:
+        """See the state as it is now; lay out anew only if its structure changed.
+
+        Raises: UnsupportedValueError with the path.
+        """
+        captured = self._capture.refresh(state)
+        self._captured, self._payload = captured, captured.payload(self._ranks.rank)
+        template = self._template
+        if captured.structure is self._laid_out_for and template and plain_fits(template.layout, len(self._payload)):
+            return
+        self._lay_out(captured.structure)
+
+    def _lay_out(self, structure: Structure) -> None:
+        rank = self._ranks.rank
+        if self._shares is not None and structure.digest == self._shared_digest:
+            pieces, aliases = self._shares.pieces(rank), self._shares.aliases(rank)
+        else:
+            # It changed after prepare: whole until the next start, without asking the other ranks.
+            pieces, aliases = unsplit(structure, rank)
+        if self._template is None or self._laid_out_for is None or not self._same(structure, pieces):
+            self._template = self._make_template(structure, pieces, aliases)
+            self._stager = Stager(self._template)
+        self._laid_out_for = structure
+        self._pieces = pieces
+
+    def _same(self, structure: Structure, pieces: tuple[Piece, ...]) -> bool:
+        """Whether the forecast came true, so that the layout made before training stands."""
+        template = self._template
+        assert template is not None and self._laid_out_for is not None
+        fits = plain_fits(template.layout, len(self._payload))
+        return fits and structure.digest == self._laid_out_for.digest and pieces == self._pieces
+
+    def _make_template(
+        self, structure: Structure, pieces: tuple[Piece, ...], aliases: tuple[tuple[str, str], ...]
+    ) -> Template:
+        return lay_out(
+            pieces,
+            aliases,
+            run=self._run,
+            rank=self._ranks.rank,
+            world_size=self._ranks.size,
+            image=0,
+            image_count=1,
+            structure=structure.digest,
+            relies_on=(),
+            plain_bytes=len(self._payload),
+        )
+
+    def compare_replicas(self, talk: Talk) -> None:
+        """Compare, once, what no earlier comparison saw: optimizer state exists only after the first step."""
+        assert self._captured is not None
+        self._compare(self._captured, talk)
+
+    def _compare(self, captured: Captured, talk: Talk) -> None:
+        """Raises: ReplicaMismatchError naming the tensor whose bytes differ between ranks."""
+        if talk.size == 1:
+            return
+        new = {n: v for n, v in fingerprints(captured).items() if n not in self._compared}
+        different = first_difference(talk.gather(new))
+        if different is not None:
+            raise ReplicaMismatchError(
+                f"ranks hold different bytes of {different!r}, which should be a replica",
+                hint="broadcast the state from rank 0 before training (DDP does), mark what differs with "
+                "holdfast.per_rank(...), or give ranks that train different models a group of their own",
+            )
+        self._compared.update(new)
+
+    def stage(self, slot: TrainerSlot, *, attempt: int, step: int, due_mask: int) -> None:
+        """Copy into the slot and hand it to the agent: filling -> staged."""
+        assert self._template is not None and self._stager is not None and self._captured is not None
+        page, size = slot.page, self.image_bytes
+        page.attempt, page.step, page.rank, page.committed_mask = attempt, step, self._ranks.rank, 0
+        page.world_size, page.image, page.image_count = self._ranks.size, 0, 1
+        page.image_bytes, page.due_mask = size, due_mask
+        self._stager.stage(slot.room(size), self._captured, self._payload, attempt=attempt, step=step)
+        barrier()
+        page.state = SlotState.STAGED
+
+    def warm(self, slot: TrainerSlot) -> None:
+        """Build the views of a slot ahead of its first use."""
+        if self._stager is not None and slot.capacity_bytes >= self.image_bytes:
+            self._stager.warm(slot.room(self.image_bytes))
+
+    def forget(self) -> None:
+        """Let go of every view of the slots."""
+        if self._stager is not None:
+            self._stager.forget()

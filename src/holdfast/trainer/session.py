@@ -1,0 +1,275 @@
+"""One process's ties to its node's agent: the attachment, the pages, the slots dealt to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from holdfast.config import Settings
+from holdfast.errors import AgentError, CapacityError, DeadlineError, HoldfastError
+from holdfast.units import format_bytes
+from holdfast.wire import messages
+from holdfast.wire.client import AgentClient, Attachment
+from holdfast.wire.pages import (
+    PAGE_BYTES,
+    MappedFile,
+    RunPage,
+    SlotPage,
+    SlotState,
+    TrainerPage,
+    populate,
+    process_start,
+)
+from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent
+
+T = TypeVar("T")
+_CALL_S = 60.0
+_DEAL_POLL_S = 0.02
+_SLOT_POLL_S = 0.0005
+
+
+@dataclass(slots=True)
+class TrainerSlot:
+    """A slot as the trainer maps it. `faulted` says that writing it costs no page fault."""
+
+    number: int
+    file: MappedFile
+    page: SlotPage
+    faulted: bool = False
+
+    def room(self, size_bytes: int) -> memoryview:
+        return self.file.buffer[PAGE_BYTES : PAGE_BYTES + size_bytes]
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.file.size_bytes - PAGE_BYTES
+
+
+class Session:
+    """Attachment of one rank of one launch.
+
+    Invariants: a slot's page is written only while it is FREE and dealt to this rank, or FILLING by us.
+    Threads: `take`, `ensure` and `prepare` from the training thread; `ask` from any; faulting has a daemon thread.
+    """
+
+    def __init__(self, settings: Settings, *, launch: str, rank: int, world_size: int) -> None:
+        self.settings = settings
+        self.launch = launch
+        self.rank = rank
+        self.world_size = world_size
+        self._slots: dict[int, TrainerSlot] = {}
+        self._mine: list[int] = []
+        self._mapping = threading.Lock()
+        self._faulting: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._fault_error: HoldfastError | None = None
+        self._reviving_until = 0.0
+        self._pages: list[MappedFile] = []
+        self._attach(ensure_agent(settings))
+
+    # -- the attachment ---------------------------------------------------------------------------------------------
+    def _attach(self, client: AgentClient) -> None:
+        pid = os.getpid()
+        launch = messages.Launch(
+            launch=self.launch,
+            rank=self.rank,
+            world_size=self.world_size,
+            pid=pid,
+            start=process_start(pid),
+            protocol=messages.PROTOCOL,
+            settings=msgspec.to_builtins(self.settings),
+        )
+        answer = client.post("/launch", launch, messages.LaunchAnswer, timeout_s=self.settings.busy_wait_s + _CALL_S)
+        arena = self.settings.arena
+        pages = [MappedFile(arena / answer.trainer_page), MappedFile(arena / answer.run_page)]
+        self.attachment = Attachment(arena / SOCKET, self.rank, _CALL_S)
+        self.client = client
+        self.page = TrainerPage(pages[0].buffer)
+        self.run_page = RunPage(pages[1].buffer)
+        self._pages += pages
+
+    def ensure(self) -> bool:
+        """Look whether the agent lives; if not, start another and attach as soon as it answers. Never waits long.
+
+        Returns: whether an agent is attached now.
+        """
+        if self.attachment.alive:
+            return True
+        now = time.monotonic()
+        if now >= self._reviving_until:
+            self._reviving_until = now + 5.0
+            spawn_agent(self.settings)
+        with contextlib.suppress(HoldfastError):
+            self._reattach()
+            return True
+        return False
+
+    def revive(self) -> None:
+        """Like `ensure`, waiting for the new agent. Raises: DeadlineError."""
+        if not self.attachment.alive:
+            ensure_agent(self.settings)
+            self._reattach()
+
+    def _reattach(self) -> None:
+        # The words that only this process knows must survive the new page.
+        old = self.page
+        current, saves, stall_ns = old.current_step, old.saves, old.stall_ns
+        attempt, signal = old.attempt, old.stop_signal
+        self.attachment.close()
+        self._attach(AgentClient(self.settings.arena / SOCKET))
+        self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
+        self.page.attempt, self.page.stop_signal = attempt, signal
+
+    def ask(self, path: str, answer: type[T], *, timeout_s: float = _CALL_S, query: dict[str, object]) -> T:
+        """A GET that survives the agent's death once: its successor is asked."""
+        try:
+            return self.client.get(path, answer, timeout_s=timeout_s, **query)
+        except AgentError:
+            self.revive()
+            return self.client.get(path, answer, timeout_s=timeout_s, **query)
+
+    def tell(self, path: str, body: object, answer: type[T], *, timeout_s: float = _CALL_S) -> T:
+        """A POST that survives the agent's death once. Every POST of the protocol is idempotent."""
+        try:
+            return self.client.post(path, body, answer, timeout_s=timeout_s)
+        except AgentError:
+            self.revive()
+            return self.client.post(path, body, answer, timeout_s=timeout_s)
+
+    # -- slots --------------------------------------------------------------------------------------------------------
+    def prepare(self, image_bytes: int) -> None:
+        """Have slots dealt for images of this size; mapping and faulting go on in the background.
+
+        Raises: CapacityError with the sum when they cannot fit.
+        """
+        body = messages.Prepare(self.rank, image_bytes)
+        self._mine = self.tell("/prepare", body, messages.PrepareAnswer).slots
+        self._fault_error = None
+        if self._faulting is None or not self._faulting.is_alive():
+            self._faulting = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
+            self._faulting.start()
+
+    def _fault(self) -> None:
+        """Map and fault every slot as soon as the agent has dealt it."""
+        try:
+            for number in list(self._mine):
+                slot = self.slot(number)
+                while slot.page.dealt_rank != self.rank and slot.page.state == SlotState.FREE:
+                    if self._closing.wait(_DEAL_POLL_S):
+                        return
+                if not slot.faulted:
+                    populate(slot.file.buffer)
+                    slot.faulted = True
+        except HoldfastError as e:
+            self._fault_error = e
+
+    def faulted(self) -> bool:
+        """Whether every dealt slot is mapped and faulted here."""
+        return all(n in self._slots and self._slots[n].faulted for n in self._mine)
+
+    def slot(self, number: int) -> TrainerSlot:
+        """The slot, mapped once per process."""
+        with self._mapping:
+            if number not in self._slots:
+                file = MappedFile(self.settings.arena / f"slot-{number:05d}")
+                self._slots[number] = TrainerSlot(number, file, SlotPage(file.buffer))
+            return self._slots[number]
+
+    def take(self, step: int, image_bytes: int) -> TrainerSlot | None:
+        """A free slot of ours, now FILLING; None when none came free in time (the step is then dropped).
+
+        Raises: CapacityError when the image outgrew every slot and no larger one fits.
+        """
+        slot = self._free(image_bytes)
+        if slot is None:
+            self._grow(image_bytes)
+            slot = self._wait_free(step, image_bytes)
+        if slot is not None:
+            self._begin(slot)
+        return slot
+
+    def _free(self, image_bytes: int) -> TrainerSlot | None:
+        """A dealt, free, large enough slot; a faulted one first."""
+        found = None
+        for number in self._mine:
+            slot = self._slots.get(number)
+            if slot is None or slot.page.state != SlotState.FREE or slot.page.dealt_rank != self.rank:
+                continue
+            if slot.capacity_bytes >= image_bytes:
+                if slot.faulted:
+                    return slot
+                found = found or slot
+        return found
+
+    def _grow(self, image_bytes: int) -> None:
+        """Ask for larger slots when none of ours could ever hold the image."""
+        known = [self._slots[n].capacity_bytes for n in self._mine if n in self._slots]
+        if not self._mine or (len(known) == len(self._mine) and max(known) < image_bytes):
+            try:
+                self.prepare(image_bytes)
+            except CapacityError as e:
+                e.message = f"the image of rank {self.rank} is {format_bytes(image_bytes)} now and outgrew its slots: {e.message}"
+                raise
+
+    def _wait_free(self, step: int, image_bytes: int) -> TrainerSlot | None:
+        self.page.waiting_step = step
+        try:
+            return self._poll(lambda: self._free(image_bytes))
+        finally:
+            self.page.waiting_step = -1
+
+    def _poll(self, look: Callable[[], TrainerSlot | None]) -> TrainerSlot | None:
+        """Twice `slot_wait_s` (the second half is the agent's, after it marked tiers lagging); until then the
+        preparation of the arena has its own, longer, limit."""
+        began = time.monotonic()
+        deadline = began + 2 * self.settings.slot_wait_s
+        while True:
+            slot = look()
+            if slot is not None:
+                return slot
+            if self._fault_error is not None:
+                raise self._fault_error
+            now = time.monotonic()
+            preparing = not any(n in self._slots and self._slots[n].page.dealt_rank == self.rank for n in self._mine)
+            if preparing:
+                deadline = now + 2 * self.settings.slot_wait_s
+                if now - began > self.settings.prepare_timeout_s:
+                    raise DeadlineError(
+                        f"no slot of the arena was ready after {self.settings.prepare_timeout_s:g} s",
+                        hint=f"look into {self.settings.arena / 'agent.log'}",
+                    )
+            if now > deadline or not self.attachment.alive:
+                return None
+            time.sleep(_SLOT_POLL_S)
+
+    def _begin(self, slot: TrainerSlot) -> None:
+        """free -> filling: who fills goes first, so that the agent can tell a dead filler."""
+        page = slot.page
+        page.owner_pid, page.owner_start = os.getpid(), self.page.start
+        page.generation += 1
+        page.state = SlotState.FILLING
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+    def detach(self) -> None:
+        """Let go: memory stays with the agent. Idempotent."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self.page.closed = 1
+        self.attachment.close()
+        if self._faulting is not None:
+            self._faulting.join(timeout=30.0)
+        for slot in self._slots.values():
+            slot.page.release()
+            slot.file.close()
+        for page, file in zip((self.page, self.run_page), self._pages[-2:], strict=True):
+            page.release()
+            file.close()

@@ -1,0 +1,99 @@
+"""Stop together: a signal to any rank, or a deadline, makes all ranks stop after the same saved step.
+
+The protocol is in docs/design/0001: the agent proposes a step on the run page, every rank acknowledges or objects on its
+own page, and a settled proposal is a fact for all. No collective, no message.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from holdfast.trainer.session import Session
+from holdfast.wire.pages import ProposalState, barrier
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_POLL_S = 0.001
+
+
+class Stopping:
+    """One rank's part of the agreement.
+
+    Threads: `observe` and `install` from the training thread; the signal handler only sets a word.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._signalled = 0
+        self._previous: dict[int, Any] = {}
+        self._stop_step: int | None = None
+
+    def install(self) -> None:
+        """Take SIGTERM and SIGUSR1, keeping what was there; only from the main thread (Python's rule)."""
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def uninstall(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._previous.items():
+                if signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            self._previous.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = number
+        self._session.page.stop_signal = number
+        previous = self._previous.get(number)
+        if callable(previous):
+            previous(number, frame)
+
+    def observe(self, step: int) -> bool:
+        """Called in `save(step)` after the step was published: whether training stops after this step."""
+        if self._signalled:
+            # Again: a new agent's page does not know yet.
+            self._session.page.stop_signal = self._signalled
+        run = self._session.run_page
+        nonce = run.proposal_nonce
+        if nonce and self._answer(step, nonce) and self._settled(step, nonce):
+            self._stop_step = step
+        elif self._signalled and self._session.world_size == 1 and not self._session.attachment.alive:
+            # Alone, nobody is to be asked.
+            self._stop_step = step
+        return self._stop_step == step
+
+    def _answer(self, step: int, nonce: int) -> bool:
+        """Acknowledge the proposal, or object to one that came too late; whether it is about this very step."""
+        page, run = self._session.page, self._session.run_page
+        proposed = run.proposal_step
+        if nonce not in (page.proposal_ack, page.proposal_nack):
+            barrier()
+            if proposed >= step:
+                page.proposal_ack = nonce
+            else:
+                page.proposal_nack = nonce
+        return proposed == step and page.proposal_ack == nonce
+
+    def _settled(self, step: int, nonce: int) -> bool:
+        """Wait, bounded, until the proposal about this step is settled or withdrawn."""
+        run = self._session.run_page
+        deadline = time.monotonic() + self._session.settings.stop_wait_s
+        while run.proposal_nonce == nonce and self._session.attachment.alive:
+            if run.proposal_state == ProposalState.SETTLED:
+                return True
+            if run.proposal_state == ProposalState.WITHDRAWN:
+                return False
+            if time.monotonic() > deadline:
+                # Object: unless it settles this instant, nobody stops at this step.
+                self._session.page.proposal_nack = nonce
+                deadline = float("inf")
+            time.sleep(_POLL_S)
+        return False
+
+    @property
+    def reached(self) -> bool:
+        return self._stop_step is not None

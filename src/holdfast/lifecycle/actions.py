@@ -163,11 +163,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run needs this agent no more ("closed", "idle", "terminated"). With an error nothing is freed and, except
-    after "terminated", the agent stays and another `Ended` follows once it could do better."""
+    """The run needs this agent no more: "closed", "idle" or "terminated". `free`: its memory may be given back.
+
+    With an error the newest whole step is durable nowhere: after "closed" the agent stays, and another `Ended` follows
+    when it is asked again or a tier recovers; after "terminated" the memory is left to the next agent.
+    """
 
     reason: str
     error: Error | None = None
+    free: bool = False
 
 
 NodeAction = StartTimer | StopTimer | Seal | Verify | Hold | MarkCommitted | Free | Upload | MarkTier | ToRun

@@ -100,13 +100,17 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A load brought an image into a slot, verified it and holds it; `copies` are the tiers that have it committed."""
+    """A load brought an image into a slot, verified it and holds it; `copies` are the tiers that have it committed.
+
+    `pins` are the readers it has from the start, as if `Pinned` that often: without one it may be freed at once.
+    """
 
     slot: int
     generation: int
     record: ImageRecord
     header: ImageHeader
     copies: frozenset[str]
+    pins: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,11 @@ class SlotWantOver:
     """A rank no longer waits: it got a slot, or gave up."""
 
     rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoomWanted:
+    """A load needs memory for what it fetches: the oldest step with nothing left to flush yields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +359,11 @@ class FlushSkipped:
 # To the run machine: from the executor ----------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class AttemptOwned:
-    """This run's agents own the highest attempt: just claimed, or found again by a new coordinator."""
+    """This run's agents own the highest attempt: just claimed, or found again by a new coordinator.
+
+    To be followed by what stands on each tier: `TierReceipt` for images found without manifest, then `CatalogRead` or
+    `CatalogFailed`. Until all tiers are read, no step is dropped for want of an image.
+    """
 
     attempt: int
     lineage: Lineage
@@ -365,7 +378,7 @@ class SupersededBy:
 
 @dataclass(frozen=True, slots=True)
 class CatalogRead:
-    """A tier was listed: what is committed there, and what has begun to be deleted. Once per tier after a start."""
+    """A tier was listed: what is committed there, and what has begun to be deleted."""
 
     tier: str
     committed: frozenset[CheckpointId]
@@ -423,7 +436,7 @@ class PruneDone:
 
 @dataclass(frozen=True, slots=True)
 class PruneFailed:
-    """`Prune` or `Sweep` failed; it is tried again after the next commit on the tier."""
+    """`Prune` or `Sweep` failed; a prune is tried again after the next commit on the tier."""
 
     tier: str
     checkpoints: frozenset[CheckpointId]
@@ -482,18 +495,7 @@ class NodeGone:
     node: str
 
 
-FromRun = (
-    Resend
-    | LineageChanged
-    | BecameWhole
-    | Committed
-    | CancelFlush
-    | Release
-    | Forget
-    | Promote
-    | FreeAll
-    | Reconfigured
-)
+FromRun = Resend | LineageChanged | BecameWhole | Committed | CancelFlush | Release | Forget | Promote | FreeAll
 FromNode = (
     ImageStaged
     | MemoryReceipt
@@ -510,6 +512,7 @@ FromNode = (
 NodeEvent = (
     FromRun
     | TimerFired
+    | Reconfigured
     | RankAt
     | RankGaveUp
     | RankGone
@@ -521,6 +524,7 @@ NodeEvent = (
     | OwnerGone
     | SlotWanted
     | SlotWantOver
+    | RoomWanted
     | Pinned
     | Unpinned
     | FoundBad

@@ -1,0 +1,80 @@
+"""What stands on one tier and what is to go from it. One deletion at a time; none of what a load or a commit uses."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from holdfast.lifecycle.actions import Prune, Sweep
+from holdfast.model.identity import CheckpointId
+from holdfast.model.place import TierRule
+
+_REMEMBERED = 512
+
+
+@dataclass(slots=True)
+class TierBook:
+    """Invariants: at most one `Prune` or `Sweep` is under way; a checkpoint once pruned does not come back.
+
+    Size: what stands on the tier (the newest 512 where nothing is ever pruned), and what is being deleted.
+    """
+
+    rule: TierRule
+    read: bool = False
+    """Listed, or found not to be listable, since the start."""
+    committed: set[CheckpointId] = field(default_factory=set)
+    doomed: set[CheckpointId] = field(default_factory=set)
+    """To be pruned, or begun to be."""
+    remains: set[CheckpointId] = field(default_factory=set)
+    """Images stand there that no manifest will name."""
+    deleting: frozenset[CheckpointId] = frozenset()
+    _pruned: deque[CheckpointId] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+
+    def listed(self, committed: Iterable[CheckpointId], tombstoned: Collection[CheckpointId]) -> None:
+        """Take note of a listing; it may be older than what was pruned or committed since."""
+        self.read = True
+        gone = set(self._pruned)
+        self.doomed |= set(tombstoned) - gone
+        for checkpoint in sorted(set(committed) - gone):
+            self.add(checkpoint)
+
+    def add(self, checkpoint: CheckpointId) -> None:
+        """The checkpoint is committed."""
+        self.committed.add(checkpoint)
+        self.remains.discard(checkpoint)
+        if self.rule.keep_last is None and len(self.committed) > _REMEMBERED:
+            self.committed.discard(min(self.committed))
+
+    @property
+    def standing(self) -> set[CheckpointId]:
+        """Committed and there to stay, for all that is known."""
+        return self.committed - self.doomed
+
+    def next_deletion(self, in_use: Collection[CheckpointId]) -> Prune | Sweep | None:
+        """What to delete now, if anything; the answer is `deleted` or `not_deleted`."""
+        if self.deleting:
+            return None
+        doomed, remains = self.doomed - set(in_use), self.remains - set(in_use) - self.committed
+        self.deleting = frozenset(doomed or remains)
+        if not self.deleting:
+            return None
+        return (Prune if doomed else Sweep)(self.rule.name, self.deleting)
+
+    def deleted(self, checkpoints: Collection[CheckpointId]) -> None:
+        """A deletion is done."""
+        gone = set(checkpoints)
+        self._pruned.extend(sorted(gone & self.doomed))
+        self.committed -= gone & self.doomed
+        self.doomed -= gone
+        self.remains -= gone
+        self.deleting = frozenset()
+
+    def not_deleted(self) -> None:
+        """A deletion failed. A prune stays wanted; images without manifest wait for the sweep of the next start."""
+        self.remains -= self.deleting
+        self.deleting = frozenset()
+
+    def going(self, checkpoint: CheckpointId) -> bool:
+        """Whether images of this step are being deleted, or will be."""
+        return checkpoint in self.deleting or checkpoint in self.doomed or checkpoint in self.remains

@@ -1,0 +1,94 @@
+"""Everything the run machine knows, and the questions it asks of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from holdfast.lifecycle.book import TierBook
+from holdfast.lifecycle.steps import StepRecord
+from holdfast.model.identity import CheckpointId, Lineage
+from holdfast.model.place import TierRule
+
+HISTORY_STEPS = 512
+"""Steps whose status is remembered after everything about them is settled."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Size: unsettled steps and steps in memory (bounded by slots), the newest settled ones, and each tier's book."""
+
+    rules: tuple[TierRule, ...]
+    books: dict[str, TierBook]
+    records: dict[CheckpointId, StepRecord] = field(default_factory=dict)
+    forming: set[CheckpointId] = field(default_factory=set)
+    """Steps that may still become whole, and perhaps some that just ended."""
+    attempt: int = 0
+    lineage: Lineage | None = None
+    superseded_by: int = 0
+    at: dict[int, CheckpointId] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    """Ranks whose process is gone."""
+    everyone_gone: bool = False
+    loads: Counter[CheckpointId] = field(default_factory=Counter)
+
+    @property
+    def owner(self) -> bool:
+        """Whether this run's agents may commit and prune."""
+        return self.attempt > self.superseded_by
+
+    @property
+    def superseded(self) -> bool:
+        return self.superseded_by > 0 and not self.owner
+
+    def on_lineage(self, checkpoint: CheckpointId) -> bool:
+        """Whether the step may be committed: of an attempt we know, and not left behind."""
+        return self.lineage is not None and checkpoint in self.lineage
+
+    def abandoned(self, checkpoint: CheckpointId) -> bool:
+        """Whether the lineage left it behind. A later attempt than ours is only not announced to us yet."""
+        return self.lineage is not None and checkpoint.attempt <= self.attempt and checkpoint not in self.lineage
+
+    def newest_whole(self) -> StepRecord | None:
+        whole = [r for r in self.records.values() if r.whole and not self.abandoned(r.id)]
+        return max(whole, key=lambda r: r.id, default=None)
+
+    def missing_rank(self, record: StepRecord, rank: int | None = None) -> int | None:
+        """A rank that will never stage this step: past it without, or gone. None while all may come.
+
+        `rank`: only this one is news.
+        """
+        if record.fully_announced or not all(b.read for b in self.books.values()):
+            # Unread: what was flushed before a restart may still be found on a tier.
+            return None
+        if self.everyone_gone or record.id.attempt < self.attempt:
+            return next((r for r in range(record.world_size) if not record.staged_by(r)), None)
+        news = sorted(self.gone | self.at.keys()) if rank is None else [rank]
+        return next((r for r in news if self._is_past(record, r)), None)
+
+    def _is_past(self, record: StepRecord, rank: int) -> bool:
+        if rank >= record.world_size or record.staged_by(rank):
+            return False
+        return rank in self.gone or (rank in self.at and self.at[rank] > record.id)
+
+    def trim(self) -> None:
+        """Forget the oldest settled steps beyond the history."""
+        surplus = len(self.records) - HISTORY_STEPS
+        if surplus > 0:
+            old = [c for c in sorted(self.records) if self.records[c].settled and not self.records[c].memory]
+            for checkpoint in old[:surplus]:
+                del self.records[checkpoint]
+
+
+def books_of(rules: Sequence[TierRule], known: dict[str, TierBook]) -> dict[str, TierBook]:
+    """A book for every tier but memory; a tier that stays where it was keeps its book."""
+    books = {}
+    for rule in rules:
+        if not rule.is_memory:
+            book = known.get(rule.name)
+            if book is None or book.rule.url != rule.url:
+                book = TierBook(rule)
+            book.rule = rule
+            books[rule.name] = book
+    return books

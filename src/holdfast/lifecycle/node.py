@@ -1,0 +1,373 @@
+"""The node machine: slots, checksums and flushes of one node. Events in, actions out.
+
+It decides what is sealed, flushed, skipped and freed here; what a step is worth for the run it is told by the run
+machine (`LineageChanged`, `BecameWhole`, `Committed`, `CancelFlush`, `Release`, `Forget`, `Promote`, `FreeAll`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from holdfast.errors import CorruptError
+from holdfast.lifecycle import actions, events, room
+from holdfast.lifecycle.flushes import Flushes
+from holdfast.lifecycle.slots import (
+    Flush,
+    NodeState,
+    NodeStep,
+    NodeTier,
+    Occupant,
+    Slot,
+    SlotState,
+    SlotView,
+    TierView,
+    slot_view,
+    tier_view,
+)
+from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.model.image import ImageHeader, ImageRecord
+from holdfast.model.place import TierRule
+
+
+class NodeMachine:
+    """Invariants:
+
+    - a slot is freed only when nobody seals, verifies, reads or flushes it, and no flush waits for it;
+    - the newest whole step of the lineage stays until a newer one is whole, or the run machine forgets it;
+    - each tier flushes one step at a time; a lagging tier's flush not yet begun holds no slot a save needs;
+    - state is bounded by the number of slots.
+    Threads: none; one event at a time.
+    """
+
+    def __init__(self, node: str, rules: Sequence[TierRule], *, slot_wait_s: float) -> None:
+        self.node = node
+        self._slot_wait_s = slot_wait_s
+        self._state = NodeState({}, {}, _tiers(rules, {}), _keep_last(rules))
+        self._wanting: dict[int, int] = {}
+        self._out: list[actions.NodeAction] = []
+        self._flushes = Flushes(node, self._state, self._do)
+        self._on: dict[type[Any], Callable[[Any], None]] = {
+            events.TimerFired: self._timer_fired,
+            events.Reconfigured: self._reconfigured,
+            events.RankAt: self._tell,
+            events.RankGaveUp: self._tell,
+            events.RankGone: self._rank_gone,
+            events.Dealt: self._dealt,
+            events.Undealt: self._undealt,
+            events.Staged: self._staged,
+            events.Adopted: self._adopted,
+            events.Fetched: self._fetched,
+            events.OwnerGone: self._owner_gone,
+            events.SlotWanted: self._slot_wanted,
+            events.SlotWantOver: lambda e: self._want_over(e.rank),
+            events.RoomWanted: self._room_wanted,
+            events.Pinned: self._pinned,
+            events.Unpinned: self._unpinned,
+            events.FoundBad: self._found_bad,
+            events.Sealed: self._sealed,
+            events.SealFailed: self._seal_failed,
+            events.Verified: self._sealed,
+            events.VerifyFailed: self._seal_failed,
+            events.Uploaded: self._flushes.uploaded,
+            events.UploadFailed: self._flushes.failed,
+            events.Resend: self._resend,
+            events.LineageChanged: self._lineage_changed,
+            events.BecameWhole: self._became_whole,
+            events.Committed: self._flushes.committed,
+            events.CancelFlush: lambda e: self._state.cancel(e.tier, e.checkpoint),
+            events.Release: self._release,
+            events.Forget: lambda e: self._state.forget(e.checkpoint),
+            events.Promote: self._flushes.promote,
+            events.FreeAll: self._free_all,
+        }
+
+    def handle(self, event: events.NodeEvent) -> list[actions.NodeAction]:
+        """What is to be done now that this happened."""
+        self._on[type(event)](event)
+        self._settle()
+        out, self._out = self._out, []
+        return out
+
+    def slots(self) -> list[SlotView]:
+        """Every slot, for status."""
+        return [slot_view(n, self._state.slots[n]) for n in sorted(self._state.slots)]
+
+    def tiers(self) -> list[TierView]:
+        """Every tier but memory, for status."""
+        return [tier_view(self._state, name) for name in self._state.tiers]
+
+    def held(self) -> dict[int, ImageRecord]:
+        """Verified images by slot."""
+        return {o.slot: o.record for o in self._state.occupants() if o.state is SlotState.HELD and o.record is not None}
+
+    @property
+    def checking(self) -> bool:
+        """Whether some image is still being sealed or verified."""
+        return any(o.state in (SlotState.SEALING, SlotState.VERIFYING) for o in self._state.occupants())
+
+    def newest_whole(self) -> CheckpointId | None:
+        """The step this node protects."""
+        return self._state.newest_whole()
+
+    # -- slots ---------------------------------------------------------------------------------------------------------
+    def _dealt(self, event: events.Dealt) -> None:
+        self._state.slots.setdefault(event.slot, Slot()).rank = event.rank
+
+    def _undealt(self, event: events.Undealt) -> None:
+        slot = self._state.slots.get(event.slot)
+        if slot is not None:
+            slot.rank = None
+            self._drop_slot_if_loose(event.slot)
+
+    def _drop_slot_if_loose(self, number: int) -> None:
+        slot = self._state.slots[number]
+        if slot.rank is None and slot.occupant is None:
+            del self._state.slots[number]
+
+    def _staged(self, event: events.Staged) -> None:
+        if self._occupy(event, SlotState.SEALING, frozenset()):
+            self._do(actions.Seal(event.slot))
+
+    def _adopted(self, event: events.Adopted) -> None:
+        if self._occupy(event, SlotState.VERIFYING, event.committed):
+            self._do(actions.Verify(event.slot))
+
+    def _occupy(self, event: events.Staged | events.Adopted, state: SlotState, committed: frozenset[str]) -> bool:
+        """Take note of an image; whether it is news. A slot told twice by a poll is not."""
+        return self._enter(
+            Occupant(
+                event.slot,
+                event.generation,
+                event.image,
+                event.image_count,
+                event.world_size,
+                event.due,
+                state,
+                {t: Flush.WAITING for t in event.due} | {t: Flush.COMMITTED for t in committed},
+            )
+        )
+
+    def _fetched(self, event: events.Fetched) -> None:
+        header = event.header
+        occupant = Occupant(
+            event.slot,
+            event.generation,
+            event.record.id,
+            header.image_count,
+            header.world_size,
+            frozenset(),
+            SlotState.HELD,
+            {t: Flush.COMMITTED for t in event.copies},
+            event.record,
+            header,
+            event.pins,
+        )
+        if self._enter(occupant):
+            self._state.steps[occupant.checkpoint].wanted = True
+            self._tell(events.MemoryReceipt(self.node, event.record, header))
+
+    def _enter(self, o: Occupant) -> bool:
+        slot = self._state.slots.setdefault(o.slot, Slot())
+        if slot.occupant is not None:
+            if slot.occupant.generation == o.generation:
+                return False
+            raise ValueError(f"slot {o.slot} holds {slot.occupant.image} and was filled with {o.image}")
+        step = self._state.steps.setdefault(o.checkpoint, NodeStep())
+        if self._state.abandoned(o.checkpoint):
+            self._state.forget(o.checkpoint)
+        step.committed |= {t for t, f in o.flushes.items() if f is Flush.COMMITTED}
+        off = step.off | step.committed if not step.forgotten else set(self._state.tiers)
+        o.flushes = {
+            t: Flush.COMMITTED if t in step.committed else f
+            for t, f in o.flushes.items()
+            if t in self._state.tiers and (f is not Flush.WAITING or t not in off)
+        }
+        slot.occupant = o
+        self._tell(events.ImageStaged(self.node, o.image, o.image_count, o.world_size, o.due))
+        return True
+
+    def _owner_gone(self, event: events.OwnerGone) -> None:
+        slot = self._state.slots.get(event.slot)
+        if slot is None or slot.occupant is None:
+            self._do(actions.Free(event.slot, event.generation))
+
+    def _pinned(self, event: events.Pinned) -> None:
+        occupant = self._state.at(event.slot)
+        if occupant is None or occupant.state is not SlotState.HELD:
+            raise ValueError(f"slot {event.slot} holds no image to pin")
+        occupant.pins += 1
+
+    def _unpinned(self, event: events.Unpinned) -> None:
+        occupant = self._state.at(event.slot)
+        if occupant is None or occupant.pins == 0:
+            raise ValueError(f"slot {event.slot} is not pinned")
+        occupant.pins -= 1
+
+    def _free(self, occupant: Occupant) -> None:
+        self._do(actions.Free(occupant.slot, occupant.generation))
+        self._state.slots[occupant.slot].occupant = None
+        self._drop_slot_if_loose(occupant.slot)
+        if occupant.state is SlotState.HELD:
+            self._tell(events.MemoryGone(self.node, occupant.image))
+
+    # -- checksums -----------------------------------------------------------------------------------------------------
+    def _sealed(self, event: events.Sealed | events.Verified) -> None:
+        occupant = self._state.at(event.slot)
+        if occupant is None or occupant.state not in (SlotState.SEALING, SlotState.VERIFYING):
+            return
+        if not _agree(occupant, event.record, event.header):
+            self._bad(occupant, _mixed_up(occupant.image, event.header).to_dict())
+            return
+        if occupant.state is SlotState.SEALING:
+            self._do(actions.Hold(event.slot, occupant.generation, event.record.crc64nvme))
+        occupant.state, occupant.record, occupant.header = SlotState.HELD, event.record, event.header
+        self._tell(events.MemoryReceipt(self.node, event.record, event.header))
+
+    def _seal_failed(self, event: events.SealFailed | events.VerifyFailed) -> None:
+        occupant = self._state.at(event.slot)
+        if occupant is not None and occupant.state in (SlotState.SEALING, SlotState.VERIFYING):
+            self._bad(occupant, event.error)
+
+    def _found_bad(self, event: events.FoundBad) -> None:
+        occupant = self._state.at(event.slot)
+        if occupant is not None and occupant.state is SlotState.HELD:
+            self._bad(occupant, event.error)
+
+    def _bad(self, occupant: Occupant, error: events.Error) -> None:
+        occupant.state = SlotState.BAD
+        occupant.cancel_all()
+        self._tell(events.ImageFailed(self.node, occupant.image, error))
+
+    # -- waiting saves -------------------------------------------------------------------------------------------------
+    def _slot_wanted(self, event: events.SlotWanted) -> None:
+        self._wanting[event.rank] = event.step
+        self._do(actions.StartTimer(_timer(event.rank), self._slot_wait_s))
+
+    def _want_over(self, rank: int) -> None:
+        if self._wanting.pop(rank, None) is not None:
+            self._do(actions.StopTimer(_timer(rank)))
+
+    def _timer_fired(self, event: events.TimerFired) -> None:
+        """A save waited too long: the tiers that hold its rank's slots are lagging from now on."""
+        for rank in self._wanting:
+            if _timer(rank) == event.timer and room.lacks_room(self._state, rank):
+                for tier in room.held_up_by(self._state, rank):
+                    self._state.tiers[tier].lagging = True
+
+    def _room_wanted(self, event: events.RoomWanted) -> None:
+        occupant = room.victim(self._state)
+        if occupant is not None:
+            self._yield(occupant)
+
+    def _rank_gone(self, event: events.RankGone) -> None:
+        self._want_over(event.rank)
+        self._tell(event)
+
+    # -- what the run machine says -------------------------------------------------------------------------------------
+    def _resend(self, event: events.Resend) -> None:
+        for o in self._state.occupants():
+            self._tell(events.ImageStaged(self.node, o.image, o.image_count, o.world_size, o.due))
+            if o.state is SlotState.HELD and o.record is not None and o.header is not None:
+                self._tell(events.MemoryReceipt(self.node, o.record, o.header))
+            for tier, flush in sorted(o.flushes.items()):
+                if flush is Flush.RUNNING:
+                    self._tell(events.FlushBegun(self.node, tier, o.checkpoint))
+                elif flush is Flush.UPLOADED:
+                    self._tell(events.TierReceipt(self.node, tier, o.image))
+
+    def _lineage_changed(self, event: events.LineageChanged) -> None:
+        self._state.lineage = event.lineage
+        for checkpoint in [c for c in self._state.steps if self._state.abandoned(c)]:
+            self._state.forget(checkpoint)
+
+    def _became_whole(self, event: events.BecameWhole) -> None:
+        step = self._state.steps.get(event.checkpoint)
+        if step is not None and step.wanted:
+            step.whole = True
+
+    def _release(self, event: events.Release) -> None:
+        step = self._state.steps.get(event.checkpoint)
+        if step is not None:
+            step.wanted = step.whole = False
+
+    def _free_all(self, event: events.FreeAll) -> None:
+        for checkpoint in list(self._state.steps):
+            self._state.forget(checkpoint)
+
+    def _reconfigured(self, event: events.Reconfigured) -> None:
+        self._state.tiers = _tiers(event.rules, self._state.tiers)
+        self._state.keep_last = _keep_last(event.rules)
+        for occupant in self._state.occupants():
+            for tier in [t for t in occupant.flushes if t not in self._state.tiers]:
+                occupant.cancel(tier)
+
+    # -- after every event ---------------------------------------------------------------------------------------------
+    def _settle(self) -> None:
+        self._flushes.begin_all()
+        self._free_unneeded()
+        for rank in room.ranks(self._state):
+            self._make_room(rank)
+        for checkpoint in self._state.steps.keys() - {o.checkpoint for o in self._state.occupants()}:
+            del self._state.steps[checkpoint]
+        self._show_tiers()
+
+    def _free_unneeded(self) -> None:
+        for occupant in room.unneeded(self._state):
+            self._free(occupant)
+
+    def _make_room(self, rank: int) -> None:
+        """Keep a slot free ahead of the rank's next save."""
+        while room.lacks_room(self._state, rank):
+            occupant = room.victim(self._state, rank)
+            if occupant is None:
+                return
+            self._yield(occupant)
+
+    def _yield(self, occupant: Occupant) -> None:
+        for tier in sorted(occupant.waiting):
+            self._flushes.skip(tier, occupant.checkpoint)
+        self._state.steps[occupant.checkpoint].wanted = False
+        self._free_unneeded()
+
+    def _show_tiers(self) -> None:
+        for name, tier in self._state.tiers.items():
+            if tier.shown != (tier.lagging, tier.degraded):
+                tier.shown = (tier.lagging, tier.degraded)
+                self._do(actions.MarkTier(name, tier.lagging, tier.degraded))
+
+    def _tell(self, event: events.FromNode) -> None:
+        self._do(actions.ToRun(event))
+
+    def _do(self, action: actions.NodeAction) -> None:
+        self._out.append(action)
+
+
+def _agree(occupant: Occupant, record: ImageRecord, header: ImageHeader) -> bool:
+    """Whether page, record and header speak of the same image: images of two attempts never form a checkpoint."""
+    said = (header.id, header.world_size, header.image_count, record.id)
+    return said == (occupant.image, occupant.world_size, occupant.image_count, occupant.image)
+
+
+def _mixed_up(image: ImageId, header: ImageHeader) -> CorruptError:
+    return CorruptError(f"the slot of {image} holds {header.id} of {header.world_size} ranks", step=image.step)
+
+
+def _tiers(rules: Sequence[TierRule], known: dict[str, NodeTier]) -> dict[str, NodeTier]:
+    """The tiers that get flushes; a tier that stays where it was keeps its marks."""
+    tiers = {r.name: NodeTier(r) for r in rules if not r.is_memory}
+    for name, old in known.items():
+        if name in tiers and tiers[name].rule.url == old.rule.url:
+            old.rule = tiers[name].rule
+            tiers[name] = old
+    return tiers
+
+
+def _keep_last(rules: Sequence[TierRule]) -> int:
+    """Whole steps memory keeps. None would keep every step; the slots there are bound it to the newest."""
+    memory = next((r for r in rules if r.is_memory), None)
+    return 0 if memory is None else memory.keep_last or 1
+
+
+def _timer(rank: int) -> str:
+    return f"slot-wait-{rank}"

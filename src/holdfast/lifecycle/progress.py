@@ -1,0 +1,168 @@
+"""What moves a step of the run forward, and what ends it: check, commit, drop, close, delete.
+
+The parts of the run machine (images.py, durability.py, ending.py) decide by event; what they want done meets here.
+"""
+
+from __future__ import annotations
+
+from holdfast.errors import HoldfastError, StepDroppedError
+from holdfast.lifecycle import actions, events
+from holdfast.lifecycle.ledger import Ledger
+from holdfast.lifecycle.steps import Check, StepRecord, TierProgress, TierState
+from holdfast.model.identity import CheckpointId
+
+
+class Progress:
+    """Invariants: see RunMachine, of which this is a part. Threads: none."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._out: list[actions.RunAction] = []
+
+    def take(self) -> list[actions.RunAction]:
+        """What is to be done, once."""
+        out, self._out = self._out, []
+        return out
+
+    # -- saying -------------------------------------------------------------------------------------------------------
+    def do(self, action: actions.RunAction) -> None:
+        """Want this done, after what was wanted before."""
+        self._out.append(action)
+
+    def to_nodes(self, event: events.FromRun, node: str | None = None) -> None:
+        """Tell one node, or all."""
+        self.do(actions.ToNodes(event, node))
+
+    def report(self, error: events.Error) -> None:
+        """Say that something went wrong behind the training loop."""
+        self.do(actions.Report(error))
+
+    def changed(self, record: StepRecord) -> None:
+        """The status of the step may have changed."""
+        record.slim()
+        self.do(actions.Notify(record.id))
+
+    def record(self, checkpoint: CheckpointId) -> StepRecord:
+        """The record of a step, made when the step is first heard of."""
+        record = self.ledger.records.get(checkpoint)
+        if record is None:
+            record = self.ledger.records[checkpoint] = StepRecord(checkpoint)
+            self.ledger.forming.add(checkpoint)
+        return record
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+    def advance(self, record: StepRecord) -> None:
+        """Check what became complete; make known what became whole; commit what stands complete on a tier."""
+        if record.lost:
+            return
+        if record.check is Check.MISSING and record.holds_all(record.known):
+            record.check = Check.RUNNING
+            record.size_bytes = sum(i.record.size_bytes for i in record.known.values())
+            self.do(actions.CheckWhole(record.id, _sorted_images(record)))
+        if record.check is not Check.PASSED:
+            return
+        if record.whole and not record.told_whole:
+            record.was_whole = record.told_whole = True
+            self.to_nodes(events.BecameWhole(record.id))
+        for name in record.open_tiers:
+            self._commit_if_complete(record, name)
+
+    def _commit_if_complete(self, record: StepRecord, tier: str) -> None:
+        progress = record.tiers[tier]
+        if progress.state is TierState.COMMITTING or not record.holds_all(progress.images):
+            return
+        if self.ledger.owner and self.ledger.on_lineage(record.id):
+            progress.state, progress.commit_begun = TierState.COMMITTING, True
+            self.do(actions.Commit(tier, record.id, _sorted_images(record)))
+
+    def commit_all(self) -> None:
+        """Commit what waited for the right to."""
+        for checkpoint in sorted(self.ledger.records):
+            self.advance(self.ledger.records[checkpoint])
+
+    def mark_committed(self, record: StepRecord, tier: str) -> None:
+        """The step's manifest stands on the tier."""
+        record.tiers[tier] = TierProgress(TierState.COMMITTED, commit_begun=True)
+        self.to_nodes(events.Committed(tier, record.id))
+        self.changed(record)
+
+    # -- ended --------------------------------------------------------------------------------------------------------
+    def drop_incomplete(self, rank: int | None = None) -> None:
+        """Drop the steps for which some rank (`rank`: only that one is news) will never stage its part."""
+        for checkpoint in sorted(self.ledger.forming):
+            record = self.ledger.records.get(checkpoint)
+            if record is None or not record.forming:
+                self.ledger.forming.discard(checkpoint)
+            else:
+                self.drop_if_missing(record, rank)
+
+    def drop_if_missing(self, record: StepRecord, rank: int | None = None) -> None:
+        """Drop the step if some rank (`rank`: only that one is news) will never stage its part."""
+        missing = self.ledger.missing_rank(record, rank) if record.forming else None
+        if missing is not None:
+            self.drop(record, f"rank {missing} has no image of it")
+
+    def drop(self, record: StepRecord, why: str) -> None:
+        """The step can never be whole: give it up on all ranks."""
+        error = StepDroppedError(
+            f"dropped on all ranks: {why}",
+            hint="a tier may be too slow for its every_steps: save less often there, or raise HOLDFAST_SLOT_WAIT_S",
+            step=record.id.step,
+        )
+        self.report(error.to_dict())
+        self.lose(record, error)
+
+    def lose(
+        self, record: StepRecord, error: HoldfastError | events.Error, state: TierState = TierState.DROPPED
+    ) -> None:
+        """The step does not count any more: settle it everywhere (`state` on its open tiers), free its slots."""
+        said = error.to_dict() if isinstance(error, HoldfastError) else error
+        record.lost = "failed" if state is TierState.FAILED else "dropped"
+        record.error = record.error or said
+        for name in record.open_tiers:
+            if record.tiers[name].state is not TierState.COMMITTING:
+                self.close_tier(record, name, state, said)
+        self.to_nodes(events.Forget(record.id, str(said["message"])))
+        self.changed(record)
+
+    def close_open(self, checkpoint: CheckpointId, tier: str, state: TierState, error: events.Error) -> None:
+        """Like `close_tier`, if the step is known and still under way there."""
+        record = self.ledger.records.get(checkpoint)
+        if record is not None and tier in record.open_tiers:
+            self.close_tier(record, tier, state, error)
+
+    def close_tier(self, record: StepRecord, tier: str, state: TierState, error: events.Error) -> None:
+        """The step will not be committed there: no node goes on with it, what stands there already is swept."""
+        progress = record.tiers[tier]
+        progress.state, progress.error = state, error
+        self.to_nodes(events.CancelFlush(tier, record.id))
+        self.sweep_remains(record, tier)
+        self.changed(record)
+
+    # -- deleted ------------------------------------------------------------------------------------------------------
+    def sweep_remains(self, record: StepRecord, tier: str) -> None:
+        """Have images removed that no manifest can name."""
+        progress, book = record.tiers[tier], self.ledger.books.get(tier)
+        if progress.images and not progress.commit_begun and book is not None:
+            progress.images.clear()
+            book.remains.add(record.id)
+            self.delete(tier)
+
+    def delete(self, tier: str) -> None:
+        """Go on deleting on this tier, if there is anything to delete and it is ours to do."""
+        ledger, book = self.ledger, self.ledger.books.get(tier)
+        if book is None or not ledger.owner:
+            return
+        committing = {r.id for r in ledger.records.values() if is_committing(r, tier)}
+        wanted = book.next_deletion(committing | set(ledger.loads))
+        if wanted is not None:
+            self.do(wanted)
+
+
+def is_committing(record: StepRecord, tier: str) -> bool:
+    """Whether a commit of the step is under way on the tier."""
+    return tier in record.tiers and record.tiers[tier].state is TierState.COMMITTING
+
+
+def _sorted_images(record: StepRecord) -> tuple[actions.KnownImage, ...]:
+    return tuple(record.known[i] for i in sorted(record.known))

@@ -1,0 +1,160 @@
+"""What the run machine knows of a step: who announced what, what receipts say, what became of it on each tier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from holdfast.lifecycle.actions import KnownImage
+from holdfast.lifecycle.events import Error
+from holdfast.model.identity import CheckpointId, ImageId
+
+
+class Check(Enum):
+    """Of the coverage of a step by its images."""
+
+    MISSING = "missing"
+    """Not all images are known yet."""
+    RUNNING = "running"
+    PASSED = "passed"
+
+
+class TierState(Enum):
+    """Of a step on a tier where it is, or became, due."""
+
+    WAITING = "waiting"
+    FLUSHING = "flushing"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+OPEN = (TierState.WAITING, TierState.FLUSHING, TierState.COMMITTING)
+
+
+@dataclass(slots=True)
+class TierProgress:
+    """A step on its way to a tier."""
+
+    state: TierState = TierState.WAITING
+    images: set[ImageId] = field(default_factory=set)
+    error: Error | None = None
+    commit_begun: bool = False
+    """Once a commit was tried its manifest may stand, whatever the answer: its images are never swept."""
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """A step of the run. Invariant: every image named here is of this very checkpoint."""
+
+    id: CheckpointId
+    world_size: int = 0
+    announced: dict[int, set[int]] = field(default_factory=dict)
+    """Per rank the images it staged."""
+    image_counts: dict[int, int] = field(default_factory=dict)
+    _ranks_done: int = 0
+    _expected: int = 0
+    """Images of the ranks that said how many they stage. Counted, because a step has up to 100,000 of them."""
+    known: dict[ImageId, KnownImage] = field(default_factory=dict)
+    memory: dict[ImageId, set[str]] = field(default_factory=dict)
+    """Per image the nodes whose memory holds it."""
+    tiers: dict[str, TierProgress] = field(default_factory=dict)
+    check: Check = Check.MISSING
+    lost: str = ""
+    """Why it does not count any more: "failed", or "dropped" (also pruned, abandoned); empty while it does."""
+    error: Error | None = None
+    was_whole: bool = False
+    told_whole: bool = False
+    """The nodes believe that it is whole."""
+    size_bytes: int = 0
+
+    def announce(self, image: ImageId, image_count: int) -> None:
+        """Note that a rank staged an image."""
+        had = self.staged_by(image.rank)
+        self._expected += image_count - self.image_counts.get(image.rank, 0)
+        self.image_counts[image.rank] = image_count
+        self.announced.setdefault(image.rank, set()).add(image.image)
+        self._ranks_done += self.staged_by(image.rank) - had
+
+    def staged_by(self, rank: int) -> bool:
+        """Whether the rank staged all of its images."""
+        return len(self.announced.get(rank, ())) == self.image_counts.get(rank, -1)
+
+    @property
+    def fully_announced(self) -> bool:
+        return 0 < self.world_size == self._ranks_done
+
+    def holds_all(self, images: Mapping[ImageId, object] | set[ImageId]) -> bool:
+        """Whether these are all images of the step."""
+        return self.fully_announced and len(images) == self._expected
+
+    @property
+    def whole(self) -> bool:
+        """All images verified in memory and known to cover the step."""
+        return self.check is Check.PASSED and not self.lost and self.holds_all(self.memory)
+
+    @property
+    def forming(self) -> bool:
+        """It may still become whole: nothing is lost, and the check has not passed."""
+        return not self.lost and self.check is not Check.PASSED
+
+    @property
+    def open_tiers(self) -> list[str]:
+        return sorted(t for t, p in self.tiers.items() if p.state in OPEN)
+
+    @property
+    def settled(self) -> bool:
+        return not self.forming and not self.open_tiers
+
+    def slim(self) -> None:
+        """Let go of headers that nothing can need: no memory holds an image, nothing is under way."""
+        if self.settled and not self.memory:
+            self.known.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class TierStatus:
+    """A step on a tier, for its handle: waiting, flushing, committed, skipped, failed or dropped."""
+
+    state: str
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatus:
+    """What became of a step, for its handle.
+
+    `memory` is staged, whole, gone (it was whole, or is committed, and its memory was freed), failed or dropped.
+    Tiers that are not in `tiers` are not due.
+    """
+
+    checkpoint: CheckpointId
+    memory: str
+    tiers: Mapping[str, TierStatus]
+    error: Error | None
+    size_bytes: int
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way any more."""
+        return self.memory != "staged" and not any(t.state in ("waiting", "flushing") for t in self.tiers.values())
+
+
+_SHOWN = {TierState.COMMITTING: "flushing"}
+
+
+def status_of(record: StepRecord) -> StepStatus:
+    """The status of a step as its handle shows it."""
+    tiers = {t: TierStatus(_SHOWN.get(p.state, p.state.value), p.error) for t, p in sorted(record.tiers.items())}
+    return StepStatus(record.id, _memory_word(record), tiers, record.error, record.size_bytes)
+
+
+def _memory_word(record: StepRecord) -> str:
+    if record.lost:
+        return "gone" if record.was_whole else record.lost
+    if record.check is not Check.PASSED:
+        return "staged"
+    return "whole" if record.whole else "gone"

@@ -103,7 +103,10 @@ def test_a_reader_that_has_gone_is_answered_quietly():
 
 def test_help_imports_nothing_heavy():
     heavy = "torch", "numpy", "aiohttp", "awscrt", "rich", "prometheus_client"
-    program = f"import sys; from holdfast.cli import main; main([]); sys.exit(' '.join(sys.modules.keys() & {set(heavy)}) or 0)"
+    program = (
+        "import sys; from holdfast.cli import main; main([]);"
+        f"sys.exit(' '.join(sys.modules.keys() & {set(heavy)}) or 0)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr == ""
 

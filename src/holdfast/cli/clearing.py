@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from holdfast.cli.arenas import Arena, arenas, look, remove
-from holdfast.cli.output import Bar
+from holdfast.cli.output import Bar, counted
 from holdfast.cli.runs import Run
 from holdfast.cli.stopping import stop_agent
 from holdfast.errors import RunBusyError
@@ -44,7 +44,7 @@ class ClearPlan:
             what = "its agent, and " if arena.alive else ""
             yield f"memory of this node: {what}{format_bytes(arena.size_bytes)} in {arena.path}"
         for tier, plan in self.tiers:
-            yield f"{tier.name}: {len(plan.deletions)} checkpoints, {format_bytes(plan.size_bytes)}"
+            yield f"{tier.name}: {counted(len(plan.deletions), 'checkpoint')}, {format_bytes(plan.size_bytes)}"
         yield f"claims of attempts: {self.attempts}"
 
     def document(self) -> dict[str, object]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import click
 
 from holdfast.cli.arenas import Arena, arena_of, arenas, settings_of
 from holdfast.cli.arguments import json_option, url_argument, yes_option
+from holdfast.cli.health.agent import agent_findings
 from holdfast.cli.health.filesystem import arena_abilities, home_abilities
-from holdfast.cli.health.finding import Finding, Level, bad, ok, warn
-from holdfast.cli.health.leftovers import Leftover, leftover_arenas, leftover_findings, stale_files
+from holdfast.cli.health.finding import Finding, Level
+from holdfast.cli.health.leftovers import Leftover, leftover_arenas, leftover_findings, orphan_images, stale_files
 from holdfast.cli.health.space import arena_room
 from holdfast.cli.health.surroundings import read_surroundings, what_ends_with_us
 from holdfast.cli.health.versions import versions
 from holdfast.cli.output import Column, Grid, write, write_grid, write_json
+from holdfast.cli.runs import Run, name_of, open_run
 from holdfast.config import Config, Settings
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.tiers.posix import path_of_url
 from holdfast.units import format_bytes, parse_bytes
-from holdfast.wire.client import AgentClient
-from holdfast.wire.spawn import SOCKET, answers
 
-_CALL_S = 10.0
 _STYLES = {Level.OK: "", Level.WARN: "yellow", Level.BAD: "bold red"}
 _NO_RUN = "file:///nowhere"
 """Stands for a run when none is named: only settings that no URL changes are read from it."""
@@ -55,48 +55,45 @@ def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: boo
         raise UsageError("--yes and --discard-unsaved belong to --clean", hint="say --clean, too")
     settings = settings_of(url) if url is not None else Config.from_url(_NO_RUN).resolve()
     found = arenas(settings.arena_dir)
-    leftovers = [*leftover_arenas(found), *stale_files(_path(url))] if url is not None else [*leftover_arenas(found)]
-    findings = [*_look(settings, url, None if state is None else parse_bytes(state), found)]
-    findings += leftover_findings(leftovers)
-    removed = _clean(leftovers, discard_unsaved=discard_unsaved, yes=yes) if clean else []
+    state_bytes = None if state is None else parse_bytes(state)
+    with contextlib.ExitStack() as stack:
+        run = _opened(url, stack)
+        leftovers = [
+            *leftover_arenas(found),
+            *(stale_files(_path(url)) if url else ()),
+            *(orphan_images(run) if run else ()),
+        ]
+        findings = [*_look(settings, url, state_bytes, found), *leftover_findings(leftovers)]
+        removed = _clean(leftovers, discard_unsaved=discard_unsaved, yes=yes) if clean else []
     if as_json:
-        write_json(_document(url, findings, leftovers, removed))
+        write_json(_document(url, findings, leftovers, removed, yes=yes))
     else:
         _print(findings, removed, clean=clean, yes=yes)
     if any(f.level is Level.BAD for f in findings):
         raise click.exceptions.Exit(1)
 
 
+def _opened(url: str | None, stack: contextlib.ExitStack) -> Run | None:
+    """The run at the URL where there is one that can be read; what stands in the way is told by other findings."""
+    with contextlib.suppress(HoldfastError):
+        return stack.enter_context(open_run(url)) if url is not None else None
+    return None
+
+
 def _look(settings: Settings, url: str | None, state_bytes: int | None, found: list[Arena]) -> Iterator[Finding]:
     yield from versions()
-    arena = arena_of(url) if url is not None else Path(settings.arena_dir)
+    arena = arena_of(url) if url is not None else settings.arena
     yield from arena_room(settings, state_bytes, sum(a.size_bytes for a in found if a.path == arena))
-    yield from arena_abilities(settings.arena if url is None else arena)
+    yield from arena_abilities(arena)
     yield from what_ends_with_us(read_surroundings(Path(settings.arena_dir)))
     if url is not None:
-        yield from _home(url)
-        yield _agent(arena)
-
-
-def _home(url: str) -> Iterator[Finding]:
-    if urlsplit(url).scheme == "file":
-        yield from home_abilities(_path(url))
+        if urlsplit(url).scheme == "file":
+            yield from home_abilities(_path(url))
+        yield from agent_findings(arena)
 
 
 def _path(url: str) -> Path:
-    return Path(unquote(urlsplit(url).path))
-
-
-def _agent(arena: Path) -> Finding:
-    if not answers(arena):
-        return ok("agent", f"none runs for this run on this node ({arena})")
-    try:
-        status: dict[str, Any] = AgentClient(arena / SOCKET).get("/status", dict, timeout_s=_CALL_S)
-    except HoldfastError as e:
-        return bad("agent", e.message, e.hint)
-    if status.get("superseded_by"):
-        return warn("agent", f"superseded by attempt {status['superseded_by']}", "end this job: it can commit nothing")
-    return ok("agent", f"process {status.get('pid', '?')} serves {arena}")
+    return Path(path_of_url(url))
 
 
 def _clean(leftovers: list[Leftover], *, discard_unsaved: bool, yes: bool) -> list[Leftover]:
@@ -117,7 +114,7 @@ def _print(findings: list[Finding], removed: list[Leftover], *, clean: bool, yes
     if clean:
         write()
         for item in removed:
-            write(f"{'removed' if yes else 'would remove'} {item.path} ({format_bytes(item.size_bytes)})")
+            write(f"{'removed' if yes else 'would remove'} {item.kind}: {item.where} ({format_bytes(item.size_bytes)})")
         if not removed:
             write("nothing to remove")
         elif not yes:
@@ -125,18 +122,20 @@ def _print(findings: list[Finding], removed: list[Leftover], *, clean: bool, yes
 
 
 def _document(
-    url: str | None, findings: list[Finding], leftovers: list[Leftover], removed: list[Leftover]
+    url: str | None, findings: list[Finding], leftovers: list[Leftover], removed: list[Leftover], *, yes: bool
 ) -> dict[str, object]:
     return {
         "url": url,
+        "dry_run": not yes,
         "worst": str(max(f.level for f in findings)),
         "findings": [{"check": f.check, "level": str(f.level), "message": f.message, "todo": f.todo} for f in findings],
         "leftovers": [
             {
                 "kind": x.kind,
-                "path": str(x.path),
+                "where": x.where,
+                "count": x.count,
                 "size_bytes": x.size_bytes,
-                "only_here": [{"attempt": c.attempt, "step": c.step} for c in x.only_here],
+                "only_here": [name_of(c) for c in x.only_here],
                 "chosen": x in removed,
             }
             for x in leftovers

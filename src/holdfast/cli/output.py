@@ -56,6 +56,11 @@ def write(text: str = "", *, style: str = "") -> None:
         click.echo(text)
 
 
+def counted(n: int, what: str) -> str:
+    """`"1 image"`, `"2 images"`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def note(text: str) -> None:
     """A line on stderr: what a person should know, and what a program reading stdout must not meet."""
     click.echo(f"holdfast: {text}", err=True)

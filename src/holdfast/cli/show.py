@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from holdfast.cli.arguments import json_option, step_option, url_argument
-from holdfast.cli.output import Column, Grid, write, write_grid, write_json
+from holdfast.cli.output import Column, Grid, counted, write, write_grid, write_json
 from holdfast.cli.plain import pretty, read_plain
 from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
 from holdfast.errors import NotFoundError, UsageError
@@ -64,8 +64,9 @@ def _summary(run: Run, manifest: Manifest, as_json: bool) -> None:
         return
     write(f"{manifest.id} of {manifest.run}", style="bold")
     write(
-        f"{manifest.world_size} ranks, {len(manifest.images)} images, {format_bytes(manifest.size_bytes)}, "
-        f"{len(manifest.tensors)} tensors; structure {manifest.structure[:16]}, format {manifest.format_version}"
+        f"{counted(manifest.world_size, 'rank')}, {counted(len(manifest.images), 'image')}, "
+        f"{format_bytes(manifest.size_bytes)}, {counted(len(manifest.tensors), 'tensor')}; "
+        f"structure {manifest.structure[:16]}, format {manifest.format_version}"
     )
     write(f"the run: {describe_lineage(run.attempts)}\n")
     write_grid(_image_grid(manifest))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import click
 
 from holdfast.cli.arguments import json_option, step_option, url_argument
-from holdfast.cli.output import Bar, progress, write, write_json
+from holdfast.cli.output import Bar, counted, progress, write, write_json
 from holdfast.cli.runs import Run, open_run
 from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError, UsageError
 from holdfast.model.identity import CheckpointId
@@ -89,17 +89,13 @@ def _conclude(results: list[Verified]) -> None:
     images = [v for r in results for v in r.images]
     bad = [r for r in results if r.errors]
     size = format_bytes(sum(v.size_bytes for v in images))
-    what = f"{_count(len(results), 'checkpoint')}, {_count(len(images), 'image')}, {size} read"
+    what = f"{counted(len(results), 'checkpoint')}, {counted(len(images), 'image')}, {size} read"
     if not bad:
         write(f"{what}: every byte is as it was saved", style="green")
         return
     steps = ", ".join(str(r.id) for r in bad)
     write(f"{what}: damaged {'is' if len(bad) == 1 else 'are'} {steps}", style="bold red")
     write("  hint: a load takes another copy, or the next older checkpoint; `holdfast ls` shows what else is whole")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _exit_code(results: list[Verified]) -> int:

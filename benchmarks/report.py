@@ -10,7 +10,7 @@ from rich.table import Table
 from benchmarks.record import FLOORS, Flat, Number, Result
 from benchmarks.stats import Estimate
 
-_STYLES = {"reached": "green", "not reached": "red", "information": "dim"}
+_STYLES = {"reached": "green", "not reached": "red"}
 _WARNING = "quick: a small state and 3 pairs. This shows that it runs; it measures nothing."
 
 
@@ -22,7 +22,7 @@ def show(console: Console, results: list[Result], facts: dict[str, Any], quick: 
     numbers = [r for r in results if isinstance(r, Number)]
     flats = [r for r in results if isinstance(r, Flat)]
     own = [n for n in numbers if not n.peer]
-    for rows, table in ((own, _numbers(own)), (numbers, _saves(numbers)), (flats, _flats(flats))):
+    for rows, table in ((own, _numbers(own, quick)), (numbers, _saves(numbers)), (flats, _flats(flats, quick))):
         if rows and table.row_count:
             console.print(table)
     for name in sorted({n.floor for n in numbers}):
@@ -38,7 +38,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _numbers(numbers: list[Number]) -> Table:
+def _numbers(numbers: list[Number], quick: bool) -> Table:
     table = _table("medians; ratio with its 95 % bootstrap interval", "what", "floor s", "ours s", "ratio", "goal", "")
     for n in numbers:
         table.add_row(
@@ -47,7 +47,7 @@ def _numbers(numbers: list[Number]) -> Table:
             f"{n.ours.median:.3f}",
             _ratio(n.ratio),
             "" if n.goal is None else f"{n.goal:g}",
-            f"[{_STYLES[n.verdict]}]{n.verdict if n.goal else ''}",
+            _verdict(n, quick),
         )
     return table
 
@@ -69,12 +69,16 @@ def _saves(numbers: list[Number]) -> Table:
     return table
 
 
-def _flats(flats: list[Flat]) -> Table:
+def _flats(flats: list[Flat], quick: bool) -> Table:
     table = _table("memory", "growth", "MiB", "allowed MiB", "")
     for f in flats:
         grown, allowed = f.growth_bytes / 2**20, f.allowed_bytes / 2**20
-        table.add_row(f.what, f"{grown:.2f}", f"{allowed:g}", f"[{_STYLES[f.verdict]}]{f.verdict}")
+        table.add_row(f.what, f"{grown:.2f}", f"{allowed:g}", _verdict(f, quick))
     return table
+
+
+def _verdict(result: Result, quick: bool) -> str:
+    return "" if quick or result.verdict == "information" else f"[{_STYLES[result.verdict]}]{result.verdict}"
 
 
 def _ratio(ratio: Estimate) -> str:

@@ -128,5 +128,5 @@ def fingerprint(state: dict[str, Any]) -> int:
     """CRC64NVME of all tensors one after the other: any wrongly loaded byte changes it."""
     crc = 0
     for t in tensors(state):
-        crc = int(checksums.crc64nvme(memoryview(raw(t).numpy()), crc))
+        crc = int(checksums.crc64nvme(raw(t).numpy().data, crc))
     return crc

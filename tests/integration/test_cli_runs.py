@@ -16,6 +16,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageRecord, Piece
 from holdfast.store.attempts import claim
 from holdfast.store.commit import commit
+from holdfast.store.prune import execute_prune
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 
@@ -270,14 +271,11 @@ def test_prune_wants_one_way_of_saying_it(home, run):
 
 
 def test_prune_is_refused_once_another_attempt_owns_the_run(home, run, monkeypatch):
-    from holdfast.cli import pruning
-
     def claim_first(tier, plan, **how):
         claim(tier, run="run7", parent=CheckpointId(2, 50), coordinator="")
-        real(tier, plan, **how)
+        execute_prune(tier, plan, **how)
 
-    real = pruning.execute_prune
-    monkeypatch.setattr(pruning, "execute_prune", claim_first)
+    monkeypatch.setattr("holdfast.cli.pruning.execute_prune", claim_first)
     code, document = run("prune", home, "--step", 10, "--yes")
     assert (code, document["kind"]) == (20, "superseded")
     assert path_of(home, 1, 10).exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.cli import arenas
+from holdfast.cli import arenas, main
 from holdfast.config import Config, Settings
 from holdfast.errors import RunBusyError
 from holdfast.model.identity import CheckpointId
@@ -111,3 +111,11 @@ def test_nothing_is_removed_under_a_trainer_that_just_started(settings):
     with pytest.raises(RunBusyError):
         arenas.remove(found)
     assert settings.arena.exists()
+
+
+def test_ls_tells_what_is_left_in_memory_without_an_agent(settings, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOLDFAST_ARENA_DIR", settings.arena_dir)
+    (tmp_path / "home").mkdir()
+    slot(settings.arena, 0, step=20)
+    assert main(["ls", f"{tmp_path}/home"]) == 0
+    assert "alone holds step 20 (attempt 1)" in capsys.readouterr().err

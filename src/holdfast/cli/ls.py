@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import click
 
+from holdfast.cli.arenas import look
 from holdfast.cli.arguments import json_option, url_argument
 from holdfast.cli.output import Column, Grid, note, write, write_grid, write_json
 from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
@@ -104,6 +105,7 @@ def _problems(entry: CatalogEntry) -> Iterator[str]:
 
 def _in_memory(run: Run) -> list[StepInfo]:
     if run.agent is None:
+        run.problems += _left_in_memory(run)
         return []
     try:
         steps = run.agent.get("/steps", list[StepInfo], timeout_s=_CALL_S)
@@ -111,6 +113,14 @@ def _in_memory(run: Run) -> list[StepInfo]:
         run.problems.append(f"{MEMORY}: {e.message}")
         return []
     return [s for s in steps if MEMORY in s.tiers]
+
+
+def _left_in_memory(run: Run) -> Iterator[str]:
+    """What only an agent could load, where the agent is gone."""
+    arena = look(run.arena)
+    if arena.only_here():
+        steps = ", ".join(map(str, arena.only_here()))
+        yield f"{MEMORY}: no agent runs, and {arena.path} alone holds {steps}, which the next launch loads"
 
 
 def _judged(run: Run, listed: list[Listed]) -> list[Listed]:

@@ -6,7 +6,7 @@ Plain values change by value, so they are collected at every save.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,9 @@ from holdfast.trainer import values
 from holdfast.trainer.modules import PlainModule
 from holdfast.trainer.optimizers import OptimizerBlock
 from holdfast.trainer.picture import Picture, refuse_meta
+from holdfast.trainer.saved import OWN_PATHS
 from holdfast.trainer.structure import Structure
 from holdfast.trainer.walk import Walk, Where
-
-OWN_PATHS = "__holdfast__.per_rank"
-"""Key of the tree under which the paths of `per_rank` values stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,8 @@ class Captured:
     own: Mapping[str, torch.Tensor]
     tree: Mapping[str, Any]
     own_tree: Mapping[str, Any]
+    own_paths: Sequence[str]
+    """Where `per_rank` marks stand."""
 
     def payload(self, rank: int) -> bytes:
         """The plain values of this rank's image: rank 0's has everything, the others their own.
@@ -43,8 +43,9 @@ class Captured:
         Raises: UnsupportedValueError, with the path.
         """
         whole: dict[str, Any] = dict(self.tree) if rank == 0 else {}
-        if self.own_tree:
-            whole |= {**self.own_tree, OWN_PATHS: sorted(self.own_tree)}
+        whole.update(self.own_tree)
+        if self.own_paths:
+            whole[OWN_PATHS] = sorted(self.own_paths)
         return values.encode(whole)
 
 
@@ -70,12 +71,12 @@ class Capture:
         before, last = self._last if self._last is not None else (None, None)
         picture = before.next(walk.blocks) if before is not None else None
         if last is not None and picture is not None and picture is before:
-            return Captured(last.structure, last.tensors, last.own, walk.tree, walk.own_tree)
+            return Captured(last.structure, last.tensors, last.own, walk.tree, walk.own_tree, walk.own_paths)
         structure = last.structure if last is not None and picture is not None else None
         picture = picture or Picture.of(walk.blocks)
         structure = structure or picture.structure()
         refuse_meta(picture.names, picture.tensors)
-        captured = Captured(structure, *picture.tensors_of(structure), walk.tree, walk.own_tree)
+        captured = Captured(structure, *picture.tensors_of(structure), walk.tree, walk.own_tree, walk.own_paths)
         self._last = picture, captured
         return captured
 

@@ -7,7 +7,8 @@ torch's own threads divide each copy. Views into a slot are made once and kept, 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -84,12 +85,14 @@ def rectangle(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
     return view
 
 
-def views_of(buffer: memoryview, entries: Sequence[Entry]) -> list[torch.Tensor]:
-    """A tensor over the bytes of each entry of an image.
+def views_of(buffer: memoryview, entries: Iterable[Entry]) -> list[torch.Tensor]:
+    """A tensor over the bytes of each entry of an image. A read-only buffer must not be written through them.
 
     The image is seen once per dtype, as one long tensor, and each entry as a strided part of that: one call per entry.
     """
-    raw = torch.frombuffer(buffer, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        raw = torch.frombuffer(buffer, dtype=torch.uint8)
     typed: dict[str, torch.Tensor] = {}
     views = []
     for entry in entries:
@@ -111,19 +114,23 @@ def _strides(lengths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def copy(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy each source into its destination, in host memory. On return every byte has arrived."""
+def copy(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy each source into its destination. On return every byte has arrived."""
     if not sources:
         return
-    devices = {t.device for t in sources}
+    pairs: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    ways = {(d.device, s.device) for d, s in zip(destinations, sources, strict=True)}
+    if len(ways) == 1:
+        pairs[ways.pop()] = (destinations, sources)
+    else:
+        for d, s in zip(destinations, sources, strict=True):
+            to, of = pairs.setdefault((d.device, s.device), ([], []))
+            to.append(d)
+            of.append(s)
+    devices = {device for way in pairs for device in way if device.type != "cpu"}
     with torch.no_grad():
-        if len(devices) == 1:
-            torch._foreach_copy_(destinations, sources, non_blocking=True)
-        else:
-            # Devices first: they copy while the processor copies its own.
-            for device in sorted(devices, key=lambda d: d.type == "cpu"):
-                pairs = [(d, s) for d, s in zip(destinations, sources, strict=True) if s.device == device]
-                torch._foreach_copy_([d for d, _ in pairs], [s for _, s in pairs], non_blocking=True)
+        # Other devices first: they copy while the processor copies its own.
+        for way in sorted(pairs, key=lambda way: way[0].type == way[1].type == "cpu"):
+            torch._foreach_copy_(*pairs[way], non_blocking=True)
     for device in devices:
-        if device.type != "cpu":
-            torch.accelerator.current_stream(device).synchronize()
+        torch.accelerator.current_stream(device).synchronize()

@@ -117,7 +117,7 @@ def _stand_in(parameter: torch.Tensor, *, sparse: bool) -> torch.Tensor:
 
 def _step(twin: Optimizer) -> bool:
     """Step it once, outside every hook. False: what it left in `state` may not be all."""
-    step = type(twin).step
+    step: Any = type(twin).step
     while hasattr(step, "__wrapped__"):  # hooks, global ones too, are called by a wrapper around the class's step
         step = step.__wrapped__
     groups = twin.param_groups

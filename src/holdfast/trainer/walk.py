@@ -74,6 +74,7 @@ class Walk:
         self.optimizers: dict[Where, OptimizerBlock] = {}
         self.tree: dict[str, Any] = {}
         self.own_tree: dict[str, Any] = {}
+        self.own_paths: list[str] = []
         self._loose = {False: Block(False), True: Block(True)}
         self._other_modules: list[tuple[str, Module]] = []
         self._late: list[tuple[str, Optimizer, bool]] = []
@@ -143,6 +144,7 @@ class Walk:
     def _per_rank(self, path: str, mark: PerRank, own: bool) -> Any:
         if own:
             raise UnsupportedValueError(f"{path!r} is marked per_rank inside of a per_rank value", hint="mark it once")
+        self.own_paths.append(path)
         self._put(path, self._value(path, mark.value, own=True), own=True)
         return ELSEWHERE
 
@@ -197,7 +199,7 @@ class Walk:
     def _optimizer_value(self, block: OptimizerBlock, own: bool) -> dict[str, Any]:
         other: Callable[[str, Any], Any] = partial(self._value, own=own)
         state: Callable[[str, Any], Any] = partial(self._value, own=own, kind="optimizer")
-        value = {"param_groups": block.named.plain_groups(other)}
+        value: dict[str, Any] = {"param_groups": block.named.plain_groups(other)}
         if not block.only_tensors:
             value["state"] = block.named.plain_state(state)
         return value

@@ -1,0 +1,177 @@
+"""Fills a live state from the images of a checkpoint: first everything is compared, then everything is copied.
+
+Tensors are filled in place by one call of torch, pieces assembled in their tensor; what has no live counterpart is
+allocated. Plain values, optimizer settings and `load_state_dict` come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from holdfast.errors import CorruptError, StructureError
+from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.trainer.match import Build, Matcher
+from holdfast.trainer.per_rank import PerRank
+from holdfast.trainer.picture import Picture, refuse_meta
+from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
+from holdfast.trainer.stage import copy, rectangle, views_of
+from holdfast.trainer.walk import DICTS, Walk
+
+__all__ = ["ByteRange", "LoadPlan", "Source", "plains_needed", "plan_load"]
+
+_MERGE_BYTES = 4096
+"""Ranges closer than this are read as one: alignment leaves small gaps between entries."""
+
+
+class LoadPlan:
+    """A load that was found possible.
+
+    Attributes:
+        reads: the bytes that `run` will look at, sorted, near ones merged.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], copies: list[tuple[torch.Tensor, SavedTensor]], builds: list[Build]
+    ) -> None:
+        self._sources = sources
+        self._builds = builds
+        self._copies = [(live, source, entry) for live, found in copies for source, entry in found.pieces()]
+        self.reads = _merged(ByteRange(source, entry.start, entry.stop) for _, source, entry in self._copies)
+
+    def run(self) -> None:
+        """Fill the state. If it raises, the live state is undefined and can be loaded again.
+
+        Keeps no view of the sources' buffers.
+        """
+        destinations = [_destination(live, entry.piece) for live, _, entry in self._copies]
+        copy(destinations, self._views(destinations))
+        for build in self._builds:
+            build()
+
+    def _views(self, destinations: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The saved bytes of each copy, as tensors over the images."""
+        entries: dict[int, list[Entry]] = {}
+        for _, source, entry in self._copies:
+            entries.setdefault(source, []).append(entry)
+        views = {s: iter(views_of(self._whole(s), found)) for s, found in entries.items()}
+        return [
+            _seen_like(destination, next(views[source]))
+            for destination, (_, source, _) in zip(destinations, self._copies, strict=True)
+        ]
+
+    def _whole(self, source: int) -> memoryview:
+        header, buffer = self._sources[source].header, self._sources[source].buffer
+        if len(buffer) < header.size_bytes:
+            raise CorruptError(f"{header.id} has {len(buffer)} of {header.size_bytes} bytes")
+        return buffer[: header.size_bytes]
+
+
+def plan_load(
+    state: dict[str, Any],
+    sources: Sequence[Source],
+    *,
+    rank: int,
+    world_size: int,
+    strict: bool = True,
+    only: Collection[str] | None = None,
+) -> LoadPlan:
+    """Compare `state` with the checkpoint and plan how to fill it; nothing of the state is touched.
+
+    Args:
+        sources: all images of one checkpoint. Only their plain values are read here.
+        strict: whether everything on one side must be on the other.
+        only: keys of the state to fill; None: all.
+
+    Raises:
+        StructureError: naming everything missing, unexpected or different.
+        UnsupportedValueError: the state holds something that cannot be saved.
+        CorruptError: the images contradict each other, or do not hold every byte.
+    """
+    live = Walk({}, {}).run(state)
+    picture = Picture.of(live.blocks)
+    picture.structure()
+    refuse_meta(picture.names, picture.tensors)
+    absent = [key for key in only or () if key not in state]
+    if absent:
+        raise StructureError(f"the state has no {', '.join(map(repr, absent))}", hint="`only` names keys of the state")
+    matcher = Matcher(Saved(sources), live, rank=rank, world_size=world_size)
+    builds = matcher.top(state, state if only is None else only)
+    matcher.note_unexpected(only)
+    copies = _once_each(matcher)
+    matcher.differences.check(strict=strict)
+    return LoadPlan(sources, copies, builds)
+
+
+def plains_needed(
+    state: dict[str, Any], headers: Sequence[ImageHeader], *, rank: int, world_size: int
+) -> tuple[int, ...]:
+    """Which headers' plain values `plan_load` will read: rank 0's, this rank's own, all where they are combined."""
+    places = plain_sources(headers)
+    before = headers[places[0]].world_size
+    marks = list(_marks(state))
+    ranks = {0}
+    if marks and before == world_size:
+        ranks.add(rank)
+    elif any(callable(mark.on_resize) for mark in marks):
+        ranks.update(range(before))
+    return tuple(sorted(places[r] for r in ranks))
+
+
+def _marks(x: Any) -> Iterable[PerRank]:
+    if isinstance(x, PerRank):
+        yield x
+    elif type(x) in DICTS:
+        for inner in x.values():
+            yield from _marks(inner)
+    elif type(x) in (list, tuple):
+        for inner in x:
+            yield from _marks(inner)
+
+
+def _once_each(matcher: Matcher) -> list[tuple[torch.Tensor, SavedTensor]]:
+    """The copies, tied tensors filled once. Tensors tied here that were two in the checkpoint are a difference."""
+    first: dict[object, SavedTensor] = {}
+    copies = []
+    for live, found in matcher.copies:
+        address = live.data_ptr()
+        key = (address, live.device, live.shape, live.stride()) if address else id(live)
+        if key not in first:
+            first[key] = found
+            copies.append((live, found))
+        elif first[key] is not found:
+            matcher.differences.different.append(
+                f"{found.fqn} (shares its memory with {first[key].fqn} here, not in the checkpoint)"
+            )
+    return copies
+
+
+def _destination(live: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """The part of a live tensor that a piece fills; of an expanded one, the one element behind all of them."""
+    view = rectangle(live, piece)
+    for dim, stride in enumerate(view.stride()):
+        if stride == 0 and view.shape[dim] > 1:
+            view = view.narrow(dim, 0, 1)
+    return view
+
+
+def _seen_like(destination: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+    for dim, length in enumerate(destination.shape):
+        if saved.shape[dim] != length:
+            saved = saved.narrow(dim, 0, length)
+    return saved
+
+
+def _merged(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:
+    merged: list[ByteRange] = []
+    for r in sorted(set(ranges)):
+        if r.start == r.stop:
+            continue
+        last = merged[-1] if merged else None
+        if last is not None and last.source == r.source and r.start <= last.stop + _MERGE_BYTES:
+            merged[-1] = ByteRange(r.source, last.start, max(last.stop, r.stop))
+        else:
+            merged.append(r)
+    return tuple(merged)

@@ -1,0 +1,163 @@
+"""Matches an optimizer with its saved state: by the names of parameters, never by their numbers.
+
+Missing state is allocated from what the images hold, without a step. After the load the optimizer has exactly the
+state that was saved: an entry that the checkpoint does not have is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+
+from holdfast.format.plain import TensorRef
+from holdfast.trainer import values
+from holdfast.trainer.optimizers import GROUPS, NOT_SETTINGS, STATE, Named
+from holdfast.trainer.saved import SavedTensor
+from holdfast.trainer.twin import Entries, forecast
+
+if TYPE_CHECKING:
+    from holdfast.trainer.match import Build, Matcher, Scope
+
+_OF_THIS_PROCESS = NOT_SETTINGS | {"foreach", "fused", "capturable", "differentiable"}
+"""Keys of a group that a load leaves alone: how this process computes is no state."""
+
+
+def match_optimizer(matcher: Matcher, named: Named, saved: Any, scope: Scope) -> Build:
+    """Match groups and state; `saved` is the optimizer's value in the tree."""
+    groups = saved.get(GROUPS, []) if isinstance(saved, dict) else []
+    work = _Work(matcher, named, groups, scope)
+    settings = list(work.settings())
+    plain = saved.get(STATE, {}) if isinstance(saved, dict) else {}
+    entries = dict(work.state(plain))
+    return partial(_install, named.optimizer, settings, entries)
+
+
+class _Work:
+    def __init__(self, matcher: Matcher, named: Named, groups: list[dict[str, Any]], scope: Scope) -> None:
+        self.matcher, self.named, self.groups, self.scope = matcher, named, groups, scope
+        self.group_of = {name: g for g, group in enumerate(groups) for name in group.get("params", [])}
+        live = {name for names in named.groups for name in names}
+        at = f"{named.path}.{GROUPS}"
+        matcher.differences.missing += [f"{at}: {name}" for name in live - self.group_of.keys()]
+        matcher.differences.unexpected += [f"{at}: {name}" for name in self.group_of if name not in live]
+
+    def settings(self) -> Iterator[tuple[dict[str, Any], dict[str, Build]]]:
+        """For each live group, what its settings become."""
+        for g, group in enumerate(self.named.optimizer.param_groups):
+            found = self._saved_group(g)
+            at = f"{self.named.path}.{GROUPS}.{g}"
+            yield (
+                group,
+                {
+                    key: self._setting(f"{at}.{key}", group.get(key), value)
+                    for key, value in found.items()
+                    if key not in _OF_THIS_PROCESS
+                },
+            )
+
+    def _saved_group(self, g: int) -> dict[str, Any]:
+        """The group the parameters of live group `g` were in: where they were in several, these must agree."""
+        names = self.named.groups[g]
+        if not names:
+            return self.groups[g] if g < len(self.groups) else {}
+        found = [self.groups[i] for i in dict.fromkeys(self.group_of[n] for n in names if n in self.group_of)]
+        if len({values.encode({k: v for k, v in f.items() if k not in _OF_THIS_PROCESS}) for f in found}) > 1:
+            self.matcher.differences.different.append(
+                f"{self.named.path}.{GROUPS}.{g} (its parameters were in groups with different settings)"
+            )
+        return found[0] if found else {}
+
+    def _setting(self, path: str, live: Any, value: Any) -> Build:
+        if isinstance(live, torch.Tensor) and isinstance(value, TensorRef):
+            return self.matcher.value(path, live, value, self.scope)
+        return self.matcher.new(value, self.scope)
+
+    # -- state --------------------------------------------------------------------------------------------------------
+    def state(self, plain: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, dict[str, Build]]]:
+        """For each parameter that the checkpoint knows, its state entries."""
+        tensors = self._saved_tensors()
+        foretold = forecast(self.named.optimizer)
+        for name, parameter, g in self.named.parameters():
+            if name not in self.group_of:
+                continue
+            live: Entries = self.named.optimizer.state.get(parameter) or {}
+            expected = live or (foretold or {}).get(parameter, {})
+            rest = plain.get(name, {})
+            builds: dict[str, Build] = {}
+            mine = tensors.get(name, {})
+            for key in sorted(mine, key=_order(expected)):
+                builds[key] = self._entry(name, key, parameter, self.named.optimizer.param_groups[g], expected.get(key))
+            builds |= {key: self.matcher.new(value, self.scope) for key, value in rest.items()}
+            if foretold is not None and builds:
+                self._compare_keys(name, expected, builds)
+            yield parameter, builds
+
+    def _saved_tensors(self) -> dict[str, dict[str, SavedTensor]]:
+        """The tensors among the saved entries, by parameter and key."""
+        prefix = f"{self.named.path}.{STATE}."
+        saved, rank = self.matcher.saved, self.scope.rank
+        found: dict[str, dict[str, SavedTensor]] = {}
+        for fqn in saved.shared if rank is None else saved.own.get(rank, {}):
+            if fqn.startswith(prefix):
+                name, _, key = fqn[len(prefix) :].rpartition(".")
+                tensor = saved.find(fqn, rank)
+                if name in self.group_of and tensor is not None:
+                    found.setdefault(name, {})[key] = tensor
+        return found
+
+    def _entry(self, name: str, key: str, parameter: torch.Tensor, group: dict[str, Any], expected: Any) -> Build:
+        fqn = self.named.state_name(name, key)
+        if isinstance(expected, torch.Tensor):
+            live = self.named.optimizer.state.get(parameter, {}).get(key)
+            if isinstance(live, torch.Tensor):
+                self.matcher.tensor(fqn, live, self.scope)
+                return lambda: live
+        found = self.matcher.use(fqn, self.scope)
+        assert found is not None
+        if isinstance(expected, torch.Tensor) and (tuple(expected.shape), values.dtype_name(expected.dtype)) != (
+            found.shape,
+            found.dtype,
+        ):
+            here = f"{values.dtype_name(expected.dtype)} {list(expected.shape)}"
+            self.matcher.differences.different.append(f"{fqn} ({here} here, {found} in the checkpoint)")
+        made = self.matcher.create(found, self.scope, _device(key, parameter, group, expected), like=parameter)
+        return lambda: made
+
+    def _compare_keys(self, name: str, expected: Entries, builds: Mapping[str, Build]) -> None:
+        at = f"{self.named.path}.{STATE}.{name}"
+        self.matcher.differences.missing += [f"{at}.{key}" for key in expected if key not in builds]
+        self.matcher.differences.unexpected += [f"{at}.{key}" for key in builds if expected and key not in expected]
+
+
+def _order(expected: Entries) -> Any:
+    """Entries in the order the optimizer makes them, so that the next save finds the structure unchanged."""
+    places = {key: i for i, key in enumerate(expected)}
+    return lambda key: places.get(key, len(places))
+
+
+def _device(key: str, parameter: torch.Tensor, group: dict[str, Any], expected: Any) -> torch.device:
+    if isinstance(expected, torch.Tensor):
+        return parameter.device if expected.is_meta else expected.device
+    if key == "step" and not group.get("capturable") and not group.get("fused"):
+        return torch.device("cpu")  # torch's optimizers count there unless told otherwise
+    return parameter.device
+
+
+def _install(
+    optimizer: Optimizer,
+    settings: list[tuple[dict[str, Any], dict[str, Build]]],
+    entries: dict[torch.Tensor, dict[str, Build]],
+) -> Optimizer:
+    for group, builds in settings:
+        group.update({key: build() for key, build in builds.items()})
+    for parameter, builds in entries.items():
+        made = {key: build() for key, build in builds.items()}
+        if made:
+            optimizer.state[parameter] = made
+        else:
+            optimizer.state.pop(parameter, None)
+    return optimizer

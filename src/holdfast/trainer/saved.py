@@ -1,0 +1,133 @@
+"""What the images of a checkpoint hold, by name: the other side of `capture`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast.errors import CorruptError
+from holdfast.format.image import read_plain
+from holdfast.format.manifest.coverage import Work, first_hole
+from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.trainer import values
+
+OWN_PATHS = "__holdfast__.per_rank"
+"""Key of the tree under which the paths of `per_rank` marks stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A whole image. The buffer may be filled later, but for the plain values, and may be read-only."""
+
+    header: ImageHeader
+    buffer: memoryview
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ByteRange:
+    """Bytes [start, stop) of the image of `source`, its place in the sources given."""
+
+    source: int
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class SavedTensor:
+    """A tensor of the checkpoint: (source, entry) of every piece of it."""
+
+    fqn: str
+    shape: tuple[int, ...]
+    dtype: str
+    found: list[tuple[int, Entry]] = field(default_factory=list)
+
+    def pieces(self) -> list[tuple[int, Entry]]:
+        """Pieces that together are the whole, none of them twice.
+
+        Raises: CorruptError: they are not the whole.
+        """
+        distinct = {(e.piece.offsets, e.piece.lengths): (source, e) for source, e in reversed(self.found)}
+        whole = distinct.get(((0,) * len(self.shape), self.shape))
+        if whole is not None:
+            return [whole]
+        hole = first_hole(distinct, self.shape, Work(len(distinct)))
+        if hole is not None:
+            raise CorruptError(f"no image holds element {list(hole)} of {self.fqn!r}")
+        return list(distinct.values())
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+class Saved:
+    """The tensors and plain values of a checkpoint.
+
+    `shared` by name; `own[rank]` by name; `aliases` maps further names to first ones.
+
+    Raises: CorruptError.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        newest = max(s.header.id.checkpoint for s in sources)
+        self.world_size = next(s.header.world_size for s in sources if s.header.id.checkpoint == newest)
+        self.shared: dict[str, SavedTensor] = {}
+        self.own: dict[int, dict[str, SavedTensor]] = {}
+        self.aliases: dict[str, str] = {}
+        for i, source in enumerate(sources):
+            for entry in source.header.layout.entries:
+                self._add(i, entry)
+            self.aliases.update(source.header.layout.aliases)
+        self._trees: dict[int, dict[str, Any]] = {}
+        self._plain = plain_sources([s.header for s in sources])
+
+    def _add(self, source: int, entry: Entry) -> None:
+        piece = entry.piece
+        part = self.shared if piece.owner_rank is None else self.own.setdefault(piece.owner_rank, {})
+        tensor = part.setdefault(piece.fqn, SavedTensor(piece.fqn, piece.shape, piece.dtype))
+        if (tensor.shape, tensor.dtype) != (piece.shape, piece.dtype):
+            raise CorruptError(f"images disagree on {piece.fqn!r}: {tensor} and {_form(piece)}")
+        tensor.found.append((source, entry))
+
+    def find(self, name: str, rank: int | None) -> SavedTensor | None:
+        """The shared tensor of that name, or that of `rank`'s own."""
+        if rank is not None:
+            return self.own.get(rank, {}).get(name)
+        return self.shared.get(self.aliases.get(name, name))
+
+    def tree(self, rank: int) -> Mapping[str, Any]:
+        """The plain values in the image of a rank; those of rank 0 hold the shared ones. Read once.
+
+        Raises: CorruptError.
+        """
+        if rank not in self._trees:
+            if rank not in self._plain:
+                raise CorruptError(f"no image of rank {rank} is there")
+            source = self._sources[self._plain[rank]]
+            tree = values.decode(read_plain(source.buffer, source.header.layout))
+            if not isinstance(tree, dict) or not isinstance(tree.get(OWN_PATHS, []), list):
+                raise CorruptError(f"the plain values of {source.header.id} are no tree")
+            self._trees[rank] = tree
+        return self._trees[rank]
+
+    def is_own(self, path: str) -> bool:
+        """Whether the value of that path was saved per rank."""
+        return path in self.tree(0).get(OWN_PATHS, [])
+
+    def shared_paths(self) -> Iterator[str]:
+        """Paths of all shared plain values."""
+        own = {OWN_PATHS, *self.tree(0).get(OWN_PATHS, [])}
+        for path in self.tree(0):
+            if path not in own and not any(path.startswith(f"{o}.") for o in own):
+                yield path
+
+
+def plain_sources(headers: Sequence[ImageHeader]) -> dict[int, int]:
+    """Where each rank's plain values stand: in its first image of the newest step."""
+    newest = max(h.id.checkpoint for h in headers)
+    return {h.id.rank: i for i, h in enumerate(headers) if h.id.checkpoint == newest and h.id.image == 0}
+
+
+def _form(piece: Piece) -> str:
+    return f"{piece.dtype} {list(piece.shape)}"

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from holdfast.agent.arena import Arena
 from holdfast.agent.images import Headers, check_image, seal_image
 from holdfast.agent.poller import image_id
+from holdfast.agent.shelf import Shelf
 from holdfast.errors import AgentError, HoldfastError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
-from holdfast.agent.shelf import Shelf
 from holdfast.model.identity import CheckpointId
 from holdfast.model.image import ImageRecord
 from holdfast.wire.pages import SlotState, barrier

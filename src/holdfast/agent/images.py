@@ -6,10 +6,10 @@ import dataclasses
 import threading
 from collections import OrderedDict
 
+from holdfast.errors import CorruptError
 from holdfast.format.header import parse_header
 from holdfast.format.image import check, seal
 from holdfast.format.layout import ATTEMPT_AT, STEP_AT
-from holdfast.errors import CorruptError
 from holdfast.model.identity import ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 

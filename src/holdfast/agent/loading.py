@@ -230,7 +230,18 @@ class Loading:
         if checkpoint is not None:
             self._agent.executor.tell_run(events.LoadEnded(checkpoint))
 
-    async def bad_image(self, body: messages.BadImage) -> None:
+    async def unpinned(self, body: messages.Unpin) -> messages.Ok:
+        """A rank says that its load is over."""
+        self.unpin(body.rank)
+        return messages.Ok()
+
+    def forget(self) -> None:
+        """A new launch: what the old ranks were reading, and what they found bad on tiers, is over."""
+        for rank in list(self._reading):
+            self.unpin(rank)
+        self._bad.clear()
+
+    async def bad_image(self, body: messages.BadImage) -> messages.Ok:
         """A trainer found a held image bad: it goes, and the next-nearest copy is used."""
         slot = self._agent.arena.slots.get(body.slot)
         if slot is None:
@@ -241,3 +252,4 @@ class Loading:
                 self._agent.executor.tell_node(events.Unpinned(body.slot))
             self._pins[rank] = [s for s in slots if s != body.slot]
         self._agent.executor.tell_node(events.FoundBad(body.slot, error))
+        return messages.Ok()

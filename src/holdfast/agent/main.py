@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import faulthandler
+import fcntl
 import logging
 import os
 import signal

@@ -56,18 +56,22 @@ class _AgentCollector(Collector):
         lagging = GaugeMetricFamily("holdfast_tier_lagging", "1 while a tier lags", labels=["tier"])
         degraded = GaugeMetricFamily("holdfast_tier_degraded", "1 while a tier fails", labels=["tier"])
         newest = GaugeMetricFamily("holdfast_committed_step", "Newest step committed on a tier", labels=["tier"])
+        views = {v.name: v for v in self._agent.executor.node.tiers()}
         for rule in self._agent.settings.tiers:
-            state = self._agent.tiers.get(rule.name, {})
+            if rule.is_memory:
+                continue
+            state = views.get(rule.name)
             n_bytes, seconds = self._agent.shelf.flushed.get(rule.name, (0, 0.0))
             flushed.add_metric([rule.name], n_bytes)
             spent.add_metric([rule.name], seconds)
-            lagging.add_metric([rule.name], int(state.get("lagging", False)))
-            degraded.add_metric([rule.name], int(state.get("degraded") is not None))
+            lagging.add_metric([rule.name], int(state is not None and state.lagging))
+            degraded.add_metric([rule.name], int(state is not None and state.degraded is not None))
             newest.add_metric([rule.name], self._agent.newest_committed(rule.name))
         yield from (flushed, spent, lagging, degraded, newest)
 
 
 def metrics_text(agent: Agent) -> bytes:
+    """Everything above, as the scrape answers it."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_AgentCollector(agent))
     return generate_latest(registry)

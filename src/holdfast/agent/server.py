@@ -13,7 +13,9 @@ import msgspec
 from aiohttp import web
 
 from holdfast.agent.agent import Agent
+from holdfast.agent.metrics import metrics_text
 from holdfast.agent.page import render_page
+from holdfast.agent.status import status_of, step_infos
 from holdfast.errors import AgentError, HoldfastError, UsageError
 from holdfast.model.identity import CheckpointId
 from holdfast.wire import messages
@@ -32,18 +34,18 @@ class Server:
         self.app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_errors])
         add = self.app.router.add_route
         add("GET", "/attach", self.attach)
-        add("POST", "/launch", self._posted(messages.Launch, agent.launch))
-        add("POST", "/prepare", self._posted(messages.Prepare, agent.prepare))
-        add("POST", "/attempt", self._posted(messages.ClaimAttempt, agent.claim_attempt))
+        add("POST", "/launch", self._posted(messages.Launch, agent.admission.launch))
+        add("POST", "/prepare", self._posted(messages.Prepare, agent.admission.prepare))
+        add("POST", "/attempt", self._posted(messages.ClaimAttempt, agent.ownership.claim))
         add("GET", "/loadable", self.loadable)
-        add("POST", "/fetch", self._posted(messages.Fetch, agent.fetch))
-        add("POST", "/unpin", self._posted(messages.Unpin, agent.unpin))
-        add("POST", "/bad", self._posted(messages.BadImage, agent.bad_image))
+        add("POST", "/fetch", self._posted(messages.Fetch, agent.loading.fetch))
+        add("POST", "/unpin", self._posted(messages.Unpin, agent.loading.unpinned))
+        add("POST", "/bad", self._posted(messages.BadImage, agent.loading.bad_image))
         add("GET", "/save/{attempt:\\d+}/{step:\\d+}", self.save)
         add("GET", "/steps", self.steps)
         add("POST", "/prune", self._posted(messages.Prune, agent.prune))
-        add("POST", "/close", self._posted(messages.Close, agent.close_rank))
-        add("POST", "/stop", self._posted(messages.Stop, agent.stop))
+        add("POST", "/close", self._posted(messages.Close, agent.closing.close_rank))
+        add("POST", "/stop", self._posted(messages.Stop, agent.closing.stop))
         add("GET", "/errors", self.errors)
         add("GET", "/status", self.status)
         add("GET", "/metrics", self.metrics)
@@ -77,12 +79,12 @@ class Server:
         rank = int(request.query["rank"])
         response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": "holdfast"})
         await response.prepare(request)
-        self._agent.attached(rank)
+        self._agent.attached(rank, here=True)
         try:
             while request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(_ATTACH_POLL_S)
         finally:
-            self._agent.detached(rank)
+            self._agent.attached(rank, here=False)
         return response
 
     async def loadable(self, request: web.Request) -> web.Response:
@@ -91,7 +93,7 @@ class Server:
         below = (
             CheckpointId(below_attempt, below_step) if below_attempt is not None and below_step is not None else None
         )
-        return _json(await self._agent.loadable(step=step, below=below))
+        return _json(await self._agent.loading.loadable(step=step, below=below))
 
     async def save(self, request: web.Request) -> web.Response:
         checkpoint = CheckpointId(int(request.match_info["attempt"]), int(request.match_info["step"]))
@@ -100,19 +102,19 @@ class Server:
         return _json(await self._agent.save_status(checkpoint, targets=targets, wait_s=wait_s))
 
     async def steps(self, request: web.Request) -> web.Response:
-        return _json(await self._agent.steps())
+        return _json(await step_infos(self._agent))
 
     async def errors(self, request: web.Request) -> web.Response:
         return _json(self._agent.errors_since(int(request.query.get("since", "0"))))
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(self._agent.status())
+        return _json(status_of(self._agent))
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._agent.metrics_text(), content_type="text/plain", charset="utf-8")
+        return web.Response(body=metrics_text(self._agent), content_type="text/plain", charset="utf-8")
 
     async def page(self, request: web.Request) -> web.Response:
-        return web.Response(text=render_page(self._agent.status()), content_type="text/html")
+        return web.Response(text=render_page(status_of(self._agent)), content_type="text/html")
 
 
 @web.middleware

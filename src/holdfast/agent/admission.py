@@ -1,0 +1,129 @@
+"""Letting trainers in: launches, their settings, and the slots dealt to their ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.agent.arena import Slot
+from holdfast.config import Settings
+from holdfast.errors import AgentError, ConfigError, HoldfastError
+from holdfast.lifecycle import events
+from holdfast.wire import messages
+from holdfast.wire.pages import SlotState
+from holdfast.wire.spawn import write_config
+
+if TYPE_CHECKING:
+    from holdfast.agent.agent import Agent
+
+_BUSY_POLL_S = 0.05
+
+
+class Admission:
+    """Invariants: a slot is dealt only when its room is promised and faulted; one launch at a time.
+
+    Threads: the agent's event loop; faulting in the shelf's pool.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._one_at_a_time = asyncio.Lock()
+        self._readying: dict[int, asyncio.Task[None]] = {}
+
+    async def launch(self, body: messages.Launch) -> messages.LaunchAnswer:
+        """Admit one rank of a launch, waiting a moment for processes of the launch before.
+
+        Raises: RunBusyError; AgentError when trainer and agent speak different protocols.
+        """
+        agent = self._agent
+        if body.protocol != messages.PROTOCOL:
+            raise AgentError(
+                f"trainer speaks protocol {body.protocol}, this agent {messages.PROTOCOL}",
+                hint="two versions of holdfast on one node: end the old agent with `holdfast agent URL --stop`",
+            )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + agent.settings.busy_wait_s
+        while agent.launches.blockers(body.launch) and loop.time() < deadline:
+            await asyncio.sleep(_BUSY_POLL_S)
+        async with self._one_at_a_time:
+            if agent.ending:
+                raise AgentError("this agent is ending", hint="the next call starts a new one")
+            if agent.launches.begin(body):
+                self._begin(body)
+        return messages.LaunchAnswer(agent.launches.trainers[body.rank].file.path.name, "run.page", os.getpid())
+
+    def _begin(self, body: messages.Launch) -> None:
+        agent = self._agent
+        agent.closing.reset()
+        agent.poller.forget()
+        agent.stopping.reset()
+        agent.loading.forget()
+        self._reconfigure(msgspec.convert(body.settings, Settings))
+        self.undeal()
+        agent.executor.tell_run(events.TrainersBack())
+
+    def _reconfigure(self, settings: Settings) -> None:
+        agent = self._agent
+        if settings == agent.settings:
+            return
+        if settings.home != agent.settings.home or settings.run != agent.settings.run:
+            raise ConfigError("a launch of another run reached this agent", hint="this is a defect; please report it")
+        if settings.tiers != agent.settings.tiers:
+            agent.shelf.reconfigure(settings)
+            agent.executor.tell_run(events.Reconfigured(settings.tiers))
+            agent.executor.tell_node(events.Reconfigured(settings.tiers))
+        agent.settings = settings
+        agent.arena.budget_bytes = settings.arena_budget_bytes
+        write_config(agent.root, settings)
+
+    def undeal(self) -> None:
+        """No trainer lives: free slots are nobody's, until the next launch prepares."""
+        for slot in self._agent.arena.slots.values():
+            if slot.page.dealt_rank >= 0 and slot.page.state == SlotState.FREE:
+                self._undeal(slot)
+
+    def _undeal(self, slot: Slot) -> None:
+        slot.page.dealt_rank = -1
+        self._agent.executor.tell_node(events.Undealt(slot.number))
+
+    async def prepare(self, body: messages.Prepare) -> messages.PrepareAnswer:
+        """Deal slots; new ones are dealt as soon as their room is promised and faulted.
+
+        Raises: CapacityError with the sum; nothing is dealt then.
+        """
+        agent = self._agent
+        slots = agent.arena.deal(body.rank, agent.settings.slots_per_rank, body.image_bytes)
+        keep = {s.number for s in slots}
+        for slot in agent.arena.find(SlotState.FREE):
+            if slot.page.dealt_rank == body.rank and slot.number not in keep:
+                # Outgrown: too small for this rank's images now.
+                self._undeal(slot)
+        for slot in slots:
+            if slot.ready:
+                self._deal(slot, body.rank)
+            elif slot.number not in self._readying:
+                self._readying[slot.number] = asyncio.create_task(self._make_ready(slot, body.rank))
+        return messages.PrepareAnswer([s.number for s in slots])
+
+    def _deal(self, slot: Slot, rank: int) -> None:
+        slot.page.dealt_rank = rank
+        self._agent.executor.tell_node(events.Dealt(slot.number, rank))
+
+    async def _make_ready(self, slot: Slot, rank: int) -> None:
+        agent = self._agent
+        try:
+            await asyncio.get_running_loop().run_in_executor(agent.shelf.faulting, agent.arena.make_ready, slot)
+            self._deal(slot, rank)
+        except HoldfastError as e:
+            agent.reported(e.to_dict())
+            agent.arena.remove(slot)
+        finally:
+            self._readying.pop(slot.number, None)
+
+    async def finish(self) -> None:
+        """Wait for what is being faulted: a thread writes to it."""
+        if self._readying:
+            await asyncio.wait(self._readying.values())

@@ -1,0 +1,96 @@
+"""The end of a run on this node: ranks close, the run machine flushes and promotes, the agent answers and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from holdfast.errors import RunBusyError
+from holdfast.lifecycle import events
+from holdfast.wire import messages
+
+if TYPE_CHECKING:
+    from holdfast.agent.agent import Agent
+
+log = logging.getLogger("holdfast.agent")
+
+_POLL_S = 0.02
+_LINGER_S = 5.0
+
+
+class Closing:
+    """Invariant: memory is freed only after an end without error.
+
+    Threads: the agent's event loop.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._end: tuple[str, events.Error | None] | None = None
+        self._ends = 0
+        self.free_memory = False
+
+    def reset(self) -> None:
+        """A launch began: nothing has ended."""
+        self._end = None
+        self.free_memory = False
+
+    def ended(self, reason: str, error: events.Error | None) -> None:
+        """The run machine says that the agent is needed no more, or (with an error) that it could not end well."""
+        log.info("end: %s%s", reason, f" ({error['message']})" if error else "")
+        self._end = (reason, error)
+        self._ends += 1
+        self.free_memory = error is None
+        if reason == "terminated" or (error is None and reason != "closed"):
+            self._agent.leave()
+        elif error is None:
+            self._agent.later(self._leave_when_detached())
+
+    async def _leave_when_detached(self) -> None:
+        """Every rank must hear the answer first: they let go of their attachment when they have."""
+        agent, end = self._agent, self._end
+        for _ in range(round(_LINGER_S / _POLL_S)):
+            if not any(t.attached for t in agent.launches.trainers.values()):
+                break
+            await asyncio.sleep(_POLL_S)
+        if self._end is end:
+            agent.leave()
+
+    async def close_rank(self, body: messages.Close) -> messages.ClosedAnswer:
+        """One rank is done; when all are, flush, promote, free. Idempotent: asked again, what failed is tried again."""
+        agent = self._agent
+        trainer = agent.launches.trainers.get(body.rank)
+        if trainer is not None:
+            trainer.closed, trainer.discard = True, body.discard
+        ends_before = self._ends if self._end is not None and self._end[1] is not None else -1
+        if agent.launches.all_closed and (self._end is None or self._end[1] is not None):
+            discard = all(t.discard for t in agent.launches.trainers.values())
+            agent.executor.tell_run(events.CloseAsked(discard))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + body.wait_s
+        while (self._end is None or self._ends == ends_before) and loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
+        if self._end is None or self._ends == ends_before:
+            return messages.ClosedAnswer(False, self._waiting_for())
+        error = self._end[1]
+        return messages.ClosedAnswer(error is None, error=dict(error) if error else None)
+
+    def _waiting_for(self) -> str:
+        launches = self._agent.launches
+        closed = {r for r, t in launches.trainers.items() if t.closed}
+        absent = [str(r) for r in range(launches.world_size) if r not in closed]
+        if absent:
+            return f"rank {', '.join(absent)} to close"
+        return self._agent.executor.run.waiting_for()
+
+    async def stop(self, body: messages.Stop) -> messages.Ok:
+        """End the agent by hand. Raises: RunBusyError while trainers live."""
+        agent = self._agent
+        if agent.launches.anyone_alive:
+            raise RunBusyError("trainers are attached", hint="end the job first")
+        if body.discard:
+            agent.executor.tell_run(events.CloseAsked(True))
+        else:
+            agent.terminate()
+        return messages.Ok()

@@ -1,0 +1,104 @@
+"""Whose run it is: claiming attempts, finding again what an earlier agent owned, being superseded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.errors import HoldfastError, SupersededError
+from holdfast.lifecycle import events
+from holdfast.wire import messages
+
+if TYPE_CHECKING:
+    from holdfast.agent.agent import Agent
+
+log = logging.getLogger("holdfast.agent")
+
+
+class Ownership:
+    """Invariants: the run page's attempt is the one this arena claimed last; `superseded_by` is set while a higher one
+    exists elsewhere.
+
+    Threads: the agent's event loop; tiers are read in the shelf's pool.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    @property
+    def coordinator(self) -> str:
+        """Where another launch can ask whether this one lives: boot id and socket of this node."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{self._agent.root / 'agent.sock'}"
+
+    async def find_again(self) -> None:
+        """What the run page says we own, if no later attempt was claimed elsewhere."""
+        agent = self._agent
+        own = agent.run_page.attempt
+        try:
+            lineage, highest = await agent.in_thread(agent.shelf.lineage)
+        except HoldfastError as e:
+            agent.reported(e.to_dict())
+            return
+        if own and own == highest:
+            agent.shelf.owner = own
+            agent.executor.tell_run(events.AttemptOwned(own, lineage))
+            agent.later(self._catch_up())
+        elif own:
+            self._superseded(highest)
+
+    async def claim(self, body: messages.ClaimAttempt) -> messages.AttemptAnswer:
+        """Claim the next attempt on the home tier, standing on `parent`.
+
+        Raises: RunBusyError while another arena of this machine coordinates the run; TierError.
+        """
+        agent = self._agent
+        await agent.in_thread(agent.shelf.refuse_other_owner, self.coordinator)
+        seen = max((s.page.attempt for s in agent.arena.slots.values()), default=0)
+        attempt, lineage = await agent.in_thread(agent.shelf.claim, body.parent, self.coordinator, seen)
+        agent.run_page.attempt = attempt
+        agent.run_page.superseded_by = 0
+        log.info("attempt %d, standing on %s", attempt, body.parent)
+        agent.executor.tell_run(events.AttemptOwned(attempt, lineage))
+        agent.later(self._catch_up())
+        return messages.AttemptAnswer(attempt)
+
+    async def _catch_up(self) -> None:
+        """In the background, once we own an attempt: commit what was flushed whole and never committed, remove what
+        dead agents left, and tell the run machine what stands where."""
+        agent = self._agent
+        try:
+            for tier, checkpoint in await agent.in_thread(agent.shelf.roll_forward):
+                log.info("rolled %s forward on %s", checkpoint, tier)
+            await agent.in_thread(agent.shelf.tidy)
+        except HoldfastError as e:
+            self.maybe_superseded(e)
+            agent.reported(e.to_dict())
+        await self.read_catalogs()
+
+    async def read_catalogs(self) -> None:
+        """List every tier; one that cannot be listed is reported, and listed again after the next claim."""
+        agent = self._agent
+        for rule in agent.settings.tiers:
+            if rule.is_memory:
+                continue
+            try:
+                committed, tombstoned = await agent.in_thread(agent.shelf.catalog, rule.name)
+                agent.executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned))
+            except HoldfastError as e:
+                agent.executor.tell_run(events.CatalogFailed(rule.name, e.to_dict()))
+
+    def maybe_superseded(self, error: HoldfastError) -> None:
+        """A commit or a deletion failed; if somebody else owns the run, say so on the run page."""
+        if isinstance(error, SupersededError):
+            self._agent.later(self._look_for_successor())
+
+    async def _look_for_successor(self) -> None:
+        _, highest = await self._agent.in_thread(self._agent.shelf.lineage)
+        if highest > self._agent.run_page.attempt:
+            self._superseded(highest)
+
+    def _superseded(self, highest: int) -> None:
+        self._agent.run_page.superseded_by = highest
+        self._agent.executor.tell_run(events.SupersededBy(highest))

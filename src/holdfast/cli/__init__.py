@@ -58,9 +58,9 @@ def _usage(e: click.ClickException) -> HoldfastError:
 
 def _fail(error: HoldfastError, *, as_json: bool) -> int:
     """Say it to the person on stderr; with `--json` to the program on stdout, too."""
-    click.echo(f"holdfast: {error}", err=True)
-    if as_json:
-        from holdfast.cli.output import write_json
+    from holdfast.cli.output import note, write_json
 
+    note(str(error))
+    if as_json:
         write_json(error.to_dict())
     return error.exit_code

@@ -63,7 +63,10 @@ def counted(n: int, what: str) -> str:
 
 def note(text: str) -> None:
     """A line on stderr: what a person should know, and what a program reading stdout must not meet."""
-    click.echo(f"holdfast: {text}", err=True)
+    if sys.stderr.isatty():
+        console(stderr=True).print(f"holdfast: {text}", markup=False, highlight=False)
+    else:
+        click.echo(f"holdfast: {text}", err=True)
 
 
 def write_grid(grid: Grid) -> None:

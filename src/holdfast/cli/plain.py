@@ -50,7 +50,7 @@ def _checked(n_bytes: int, layout: ImageLayout, key: str) -> int:
 def pretty(payload: bytes) -> str:
     """The values as text; a tensor is named, a value of a type nobody here knows is its tag and its content."""
     width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
-    return pformat(_readable(decode(payload, keep_unknown=True)), width=width, sort_dicts=False)
+    return pformat(_readable(decode(payload, keep_unknown=True)), width=width, compact=True, sort_dicts=False)
 
 
 class _Shown:

@@ -23,7 +23,7 @@ from holdfast.units import format_bytes
 @step_option("The step, on the lineage. [default: the newest]")
 @click.option("--tensor", metavar="NAME", help="Only this tensor: which image holds which part of it.")
 @click.option("--plain", is_flag=True, help="Only the plain values: numbers, settings, states of generators.")
-@click.option("--rank", type=click.IntRange(min=0), default=0, help="Whose plain values. [default: 0]")
+@click.option("--rank", type=click.IntRange(min=0), default=0, metavar="R", help="Whose plain values. [default: 0]")
 @json_option()
 def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int, as_json: bool) -> None:
     """Show what a checkpoint contains.

@@ -114,6 +114,7 @@ ALTERED = {
     "alias reserved": nested("aliases", lambda a: a.update({TABLE: "a"})),
     "note on nothing": nested("pieces", lambda p: p.update(x={"owner_rank": 0})),
     "note on a pad": nested("pieces", lambda p: p.update({PAD: {"owner_rank": 0}})),
+    "notes in another order": nested("pieces", lambda p: p.update({"b[1:3,0:4]": p.pop("b[1:3,0:4]")})),
     "note without need": nested("pieces", lambda p: p.update(a={})),
     "note that repeats": nested("pieces", lambda p: p.update(a={"dtype": "float32", "itemsize": 4})),
     "owner outside": nested("pieces", lambda p: p.update(a={"owner_rank": 2})),

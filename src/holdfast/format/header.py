@@ -150,8 +150,8 @@ def _layout(
         cursor = stop
     if reserved != [PLAIN, TABLE] or next(reversed(records)) != TABLE:
         raise CorruptError("plain values and block table do not end the image")
-    if len(notes) > len(entries) or not notes.keys() <= {e.name for e in entries}:
-        raise CorruptError("holdfast.pieces names what is no entry")
+    if list(notes) != [e.name for e in entries if e.name in notes]:
+        raise CorruptError("holdfast.pieces names what is no entry, or in another order")
     if not aliases.keys().isdisjoint(records):
         raise CorruptError("holdfast.aliases names an entry")
     return _ends(records[PLAIN], records[TABLE], header_bytes, tuple(entries), tuple(aliases.items()))

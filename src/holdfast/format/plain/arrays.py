@@ -34,7 +34,7 @@ def to_tree(value: Any) -> dict[str, Any] | None:
         return {"!numpy": ["U" if kind is np.str_ else "S", base64.b64encode(data).decode()]}
     if kind is not np.ndarray and not (isinstance(value, np.generic) and kind.__module__ == "numpy"):
         return None
-    if not _DTYPE.fullmatch(value.dtype.str) or value.dtype.names is not None:
+    if not _DTYPE.fullmatch(value.dtype.str) or value.dtype.names is not None or value.ndim > _MAX_DIMS:
         return None
     if kind is np.ndarray:
         return _array_to_tree(value)

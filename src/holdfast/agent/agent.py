@@ -170,7 +170,7 @@ class Agent:
         """Run what blocks in the shelf's pool."""
         return await asyncio.get_running_loop().run_in_executor(self.shelf.pool, work, *args)
 
-    # -- what the executor tells ----------------------------------------------------------------------------------------
+    # -- what the executor tells --------------------------------------------------------------------------------------
     def tier_marked(self, tier: str, lagging: bool, degraded: events.Error | None) -> None:
         """Show trainers which tiers lag."""
         mask, page = self.mask_of(tier), self.run_page
@@ -202,7 +202,7 @@ class Agent:
         """A commit or a deletion failed; perhaps somebody else owns the run."""
         self.ownership.maybe_superseded(error)
 
-    # -- answers ----------------------------------------------------------------------------------------------------------
+    # -- answers ------------------------------------------------------------------------------------------------------
     def attached(self, rank: int, *, here: bool) -> None:
         """A rank's attachment opened or ended."""
         if rank in self.launches.trainers:

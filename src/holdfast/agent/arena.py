@@ -19,8 +19,8 @@ from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage, SlotState, pop
 
 _SLOT = "slot-"
 _HINT = (
-    "lower keep_last of the memory tier, raise HOLDFAST_ARENA_BUDGET_BYTES, or point HOLDFAST_ARENA_DIR at a larger memory "
-    "file system (docker run --shm-size=..., an emptyDir of medium Memory in Kubernetes)"
+    "lower keep_last of the memory tier, raise HOLDFAST_ARENA_BUDGET_BYTES, or point HOLDFAST_ARENA_DIR at a larger "
+    "memory file system (docker run --shm-size=..., an emptyDir of medium Memory in Kubernetes)"
 )
 
 

@@ -125,4 +125,5 @@ class Launches:
 
 
 def page_name(rank: int) -> str:
+    """The file of a rank's page in the arena directory."""
     return f"trainer-{rank:05d}.page"

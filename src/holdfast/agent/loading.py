@@ -51,7 +51,7 @@ class Loading:
         self._bad: set[tuple[str, ImageId]] = set()
         self._fetching: dict[ImageId, asyncio.Task[str]] = {}
 
-    # -- which ----------------------------------------------------------------------------------------------------------
+    # -- which --------------------------------------------------------------------------------------------------------
     async def loadable(self, *, step: int | None, below: CheckpointId | None) -> messages.Loadable:
         """The newest loadable checkpoint of the lineage (`step`: that one; `below`: older than that)."""
         await self._settle()
@@ -123,7 +123,7 @@ class Loading:
     def _places(self, image: ImageId, tiers: list[str]) -> list[str]:
         return [t for t in tiers if (t, image) not in self._bad]
 
-    # -- bring ----------------------------------------------------------------------------------------------------------
+    # -- bring --------------------------------------------------------------------------------------------------------
     async def fetch(self, body: messages.Fetch) -> messages.FetchAnswer:
         """Every image of the checkpoint in a verified, pinned slot.
 
@@ -221,7 +221,7 @@ class Loading:
         page.state = SlotState.HELD
         self._agent.executor.tell_node(events.Fetched(slot.number, page.generation, record, header, tiers))
 
-    # -- afterwards -----------------------------------------------------------------------------------------------------
+    # -- afterwards ---------------------------------------------------------------------------------------------------
     def unpin(self, rank: int) -> None:
         """A rank's load is over, or the rank is gone."""
         for slot in self._pins.pop(rank, []):

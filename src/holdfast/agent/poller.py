@@ -61,9 +61,12 @@ class Poller:
         if page.state == SlotState.STAGED and self._told.get(slot.number) != page.generation:
             self._told[slot.number] = page.generation
             self._dispatch(staged_event(slot, rules))
-        elif page.state == SlotState.FILLING and self._polls % _OWNER_EVERY == 0:
-            if not process_alive(page.owner_pid, page.owner_start):
-                self._dispatch(events.OwnerGone(slot.number, page.generation))
+        elif (
+            page.state == SlotState.FILLING
+            and self._polls % _OWNER_EVERY == 0
+            and not process_alive(page.owner_pid, page.owner_start)
+        ):
+            self._dispatch(events.OwnerGone(slot.number, page.generation))
 
     def _wanting(self, rank: int, trainer: Trainer) -> None:
         step = trainer.page.waiting_step
@@ -96,11 +99,13 @@ def _at(trainer: Trainer) -> CheckpointId | None:
 
 
 def image_id(slot: Slot) -> ImageId:
+    """The image a slot's page names."""
     page = slot.page
     return ImageId(page.attempt, page.step, page.rank, page.image)
 
 
 def staged_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Staged:
+    """What the page of a staged slot says."""
     page = slot.page
     return events.Staged(
         slot=slot.number,
@@ -114,6 +119,7 @@ def staged_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Staged:
 
 
 def adopted_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Adopted:
+    """What the page of a slot says that an earlier agent held."""
     page = slot.page
     return events.Adopted(
         slot=slot.number,

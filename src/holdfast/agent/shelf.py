@@ -1,4 +1,4 @@
-"""The agent's tiers and the pools of threads that work on them. Everything here blocks; the event loop calls it offloaded."""
+"""The agent's tiers and the thread pools that work on them. Everything here blocks; the event loop offloads it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Shelf:
     def _shelved(self) -> Iterator[tuple[str, Tier]]:
         return ((r.name, self.tiers[r.name]) for r in self._settings.tiers if not r.is_memory)
 
-    # -- attempts -------------------------------------------------------------------------------------------------------
+    # -- attempts -----------------------------------------------------------------------------------------------------
     def lineage(self) -> tuple[Lineage, int]:
         """The lineage of the highest attempt on any tier, and its number (0: none)."""
         found = attempts.read_attempts([t for _, t in self._shelved()])
@@ -130,7 +130,7 @@ class Shelf:
                 hint="end that job (or its agent: `holdfast agent URL --stop`) first, or use another run name",
             )
 
-    # -- what is there --------------------------------------------------------------------------------------------------
+    # -- what is there ------------------------------------------------------------------------------------------------
     def catalog(self, tier: str) -> tuple[frozenset[CheckpointId], frozenset[CheckpointId]]:
         """(committed, tombstoned) on a tier."""
         found = catalogs.read_catalog(self.tiers[tier])
@@ -171,7 +171,7 @@ class Shelf:
         """An image into `room`, proven. Raises: CorruptError, NotFoundError, TierError."""
         return fetch.fetch_image(self.tiers[tier], record, room, self._parts[tier])
 
-    # -- flush, commit, delete --------------------------------------------------------------------------------------------
+    # -- flush, commit, delete ----------------------------------------------------------------------------------------
     def upload(self, tier: str, record: ImageRecord, image: memoryview) -> None:
         began = time.monotonic()
         flush.flush_image(self.tiers[tier], record, image, self._parts[tier])

@@ -1,7 +1,7 @@
 """The agent's side of stopping together: propose a step, watch acknowledgements, settle or withdraw.
 
-One proposal at a time. It can only settle when every trainer acknowledged the same nonce, and a trainer acknowledges only
-a step it has not passed; so "settled" means that all will save and stop after exactly that step.
+One proposal at a time. It can only settle when every trainer acknowledged the same nonce, and a trainer acknowledges
+only a step it has not passed; so "settled" means that all will save and stop after exactly that step.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from holdfast.errors import (
     StepExistsError,
     SupersededError,
     UsageError,
+    from_dict,
 )
-from holdfast.errors import from_dict
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_tiers
 from holdfast.tiers import open_tier
@@ -40,15 +40,15 @@ class Checkpointer:
     """Saves and loads the state of a training run.
 
     Args:
-        url_or_config: where the run lives (`"file:///data/run7"`; memory, newest two, is added in front), or a `Config`.
+        url_or_config: where the run lives (`"file:///data/run7"`; memory, newest two, comes in front), or a `Config`.
         every_steps: with a URL: save when `step % every_steps == 0`.
         keep_last: with a URL: how many checkpoints to keep there; None keeps all.
-        group: the process group whose ranks save together; None is the default group, or this process alone.
+        group: the ranks that save together; None is the default process group, or this process alone.
 
     Raises:
         ConfigError, RunBusyError, AgentError, DeadlineError: on all ranks.
 
-    Invariants: within one attempt steps only go up; a save makes no collective except the first after a start or a load.
+    Invariants: within one attempt steps only go up; only the first save after a start or a load is collective.
     Threads: one training thread; `Save` handles may be used from any.
     """
 

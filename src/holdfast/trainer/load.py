@@ -1,8 +1,8 @@
 """Load: all ranks agree once on the newest loadable step, each verifies its part, then each copies what it needs.
 
-The node's agent brings images that are only on a tier into slots, reading each byte once; every rank maps the same slots.
-A copy that proves bad is reported to the agent, which finds the next-nearest one; if none is left, all ranks together
-take the next older step and say so.
+The node's agent brings images that are only on a tier into slots, reading each byte once; every rank maps the same
+slots. A copy that proves bad is reported to the agent, which finds the next-nearest one; if none is left, all ranks
+together take the next older step and say so.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Loader:
     def _load(self, talk: Talk, state: dict[str, Any], step: int | None, strict: bool) -> CheckpointId | None:
         below: CheckpointId | None = None
         for _ in range(_MAX_TRIES):
-            found = talk.first(lambda: self._loadable(step, below))
+            found = talk.first(partial(self._loadable, step, below))
             if found.checkpoint is None:
                 if found.empty and step is None:
                     return None

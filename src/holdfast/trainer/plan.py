@@ -99,7 +99,8 @@ class StagePlan:
     def _same(self, structure: Structure, pieces: tuple[Piece, ...]) -> bool:
         """Whether the forecast came true, so that the layout made before training stands."""
         template = self._template
-        assert template is not None and self._laid_out_for is not None
+        assert template is not None
+        assert self._laid_out_for is not None
         fits = plain_fits(template.layout, len(self._payload))
         return fits and structure.digest == self._laid_out_for.digest and pieces == self._pieces
 
@@ -140,7 +141,9 @@ class StagePlan:
 
     def stage(self, slot: TrainerSlot, *, attempt: int, step: int, due_mask: int) -> None:
         """Copy into the slot and hand it to the agent: filling -> staged."""
-        assert self._template is not None and self._stager is not None and self._captured is not None
+        assert self._template is not None
+        assert self._stager is not None
+        assert self._captured is not None
         page, size = slot.page, self.image_bytes
         page.attempt, page.step, page.rank, page.committed_mask = attempt, step, self._ranks.rank, 0
         page.world_size, page.image, page.image_count = self._ranks.size, 0, 1

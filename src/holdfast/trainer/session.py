@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -75,7 +74,7 @@ class Session:
         self._pages: list[MappedFile] = []
         self._attach(ensure_agent(settings))
 
-    # -- the attachment ---------------------------------------------------------------------------------------------
+    # -- the attachment -----------------------------------------------------------------------------------------------
     def _attach(self, client: AgentClient) -> None:
         pid = os.getpid()
         launch = messages.Launch(
@@ -216,7 +215,8 @@ class Session:
             try:
                 self.prepare(image_bytes)
             except CapacityError as e:
-                e.message = f"the image of rank {self.rank} is {format_bytes(image_bytes)} now and outgrew its slots: {e.message}"
+                size = format_bytes(image_bytes)
+                e.message = f"the image of rank {self.rank} is {size} now and outgrew its slots: {e.message}"
                 raise
 
     def _wait_free(self, step: int, image_bytes: int) -> TrainerSlot | None:
@@ -257,7 +257,7 @@ class Session:
         page.generation += 1
         page.state = SlotState.FILLING
 
-    # -- the end --------------------------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------------------------
     def detach(self) -> None:
         """Let go: memory stays with the agent. Idempotent."""
         if self._closing.is_set():

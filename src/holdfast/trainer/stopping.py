@@ -1,7 +1,7 @@
 """Stop together: a signal to any rank, or a deadline, makes all ranks stop after the same saved step.
 
-The protocol is in docs/design/0001: the agent proposes a step on the run page, every rank acknowledges or objects on its
-own page, and a settled proposal is a fact for all. No collective, no message.
+The protocol is in docs/design/0001: the agent proposes a step on the run page, every rank acknowledges or objects on
+its own page, and a settled proposal is a fact for all. No collective, no message.
 """
 
 from __future__ import annotations

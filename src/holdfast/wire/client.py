@@ -1,4 +1,4 @@
-"""The trainer's and the CLI's side of the agent's Unix socket: plain HTTP, one connection per call, deadlines always."""
+"""The trainer's and the CLI's side of the agent's socket: plain HTTP, one connection per call, deadlines always."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class LaunchAnswer(msgspec.Struct, frozen=True):
+    """The rank is admitted; the files of its page and of the run page, in the arena directory."""
+
     trainer_page: str
     run_page: str
     agent_pid: int
@@ -42,10 +44,14 @@ class PrepareAnswer(msgspec.Struct, frozen=True):
 
 
 class ClaimAttempt(msgspec.Struct, frozen=True):
+    """Claim the next attempt, standing on `parent` (None: on nothing)."""
+
     parent: CheckpointId | None
 
 
 class AttemptAnswer(msgspec.Struct, frozen=True):
+    """The attempt claimed."""
+
     attempt: int
 
 
@@ -69,6 +75,8 @@ class Loadable(msgspec.Struct, frozen=True):
 
 
 class Fetch(msgspec.Struct, frozen=True):
+    """Bring every image of a checkpoint into slots, pinned for the rank until it unpins."""
+
     checkpoint: CheckpointId
     rank: int
 
@@ -84,10 +92,14 @@ class FetchedImage(msgspec.Struct, frozen=True):
 
 
 class FetchAnswer(msgspec.Struct, frozen=True):
+    """Where the images stand now, by rank and image."""
+
     images: list[FetchedImage]
 
 
 class BadImage(msgspec.Struct, frozen=True):
+    """A trainer found that the image in a slot contradicts its checksum."""
+
     id: ImageId
     slot: int
     reason: str
@@ -167,4 +179,6 @@ class ErrorList(msgspec.Struct, frozen=True):
 
 
 class Ok(msgspec.Struct, frozen=True):
+    """Done; nothing more to say."""
+
     ok: bool = True

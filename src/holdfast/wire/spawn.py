@@ -104,6 +104,7 @@ def read_config(arena: Path) -> Settings:
 
 
 def log_tail(arena: Path, n_bytes: int = 2000) -> str:
+    """The end of the agent's log, for error messages."""
     try:
         data = (arena / LOG).read_bytes()
     except OSError as e:

@@ -12,6 +12,7 @@ from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.manifest import Manifest
 from holdfast.store.attempts import require_authority
 from holdfast.store.catalog import is_tombstoned
+from holdfast.store.quarantine import quarantined
 from holdfast.tiers.contract import Tier, read_all
 
 CallsFor = Callable[[ImageId], bool]
@@ -56,7 +57,8 @@ def publish_manifest(
     the look and the put does no harm: the manifest then stands on no lineage and is never loaded in place of a newer.
 
     Raises: SupersededError when a higher attempt owns the run or does not stand on this checkpoint; NotFoundError when
-        the checkpoint's deletion has begun; CorruptError when an image is not there in full, or another manifest is.
+        the checkpoint's deletion has begun; CorruptError when an image is not there in full or in quarantine, or
+        another manifest is there.
     """
     checkpoint = manifest.id
     require_authority(authority, owner, checkpoint)
@@ -89,10 +91,12 @@ def _require_images(tier: Tier, records: list[ImageRecord], checkpoint: Checkpoi
     sizes: dict[str, int] = {}
     for prefix in sorted({names.step_prefix(r.id.checkpoint) for r in records}):
         sizes |= {info.key: info.size_bytes for info in tier.list(prefix)}
+    bad = quarantined(tier)
     for record in records:
         key = names.image_key(record.id)
-        if sizes.get(key) != record.size_bytes:
+        if sizes.get(key) != record.size_bytes or record.id in bad:
             found = f"has {sizes[key]} bytes" if key in sizes else "is not there"
+            found = "is in quarantine" if record.id in bad else found
             raise CorruptError(
                 f"{record.id} {found}, {record.size_bytes} were told", tier=tier.name, key=key, step=checkpoint.step
             )

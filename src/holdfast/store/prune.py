@@ -6,8 +6,8 @@ in none of them does a checkpoint seem loadable whose images are partly gone:
 1. its tombstone is put: from here on it does not exist for anybody;
 2. its manifest is deleted;
 3. its images are deleted, but for those that another manifest names, and their quarantine records;
-4. its tombstone is deleted, once a newer checkpoint is committed on this tier: until then it keeps a late flush or a
-   roll-forward from bringing the step back.
+4. its tombstone is deleted, once a newer loadable checkpoint stands on this tier: until then it keeps a roll-forward
+   from bringing the step back, and afterwards roll-forward looks at newer steps only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Deletion:
     images: tuple[ImageId, ...]
     size_bytes: int
     drop_tombstone: bool
-    """Whether a newer checkpoint is committed, so that the last line of the order may run."""
+    """Whether a newer loadable checkpoint stands, so that the last line of the order may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _plan(catalog: Catalog, reasons: dict[CheckpointId, Reason], kept: tuple[Ver
     """Deletions for `reasons` and for everything whose deletion has begun."""
     reasons = {**reasons, **{e.id: Reason.RESUMED for e in catalog if e.tombstoned}}
     named = catalog.named(besides=frozenset(reasons))
-    newest = max((e.id for e in catalog.committed if e.id not in reasons), default=None)
+    newest = max((e.id for e in catalog if e.loadable and e.id not in reasons), default=None)
     sizes = catalog.image_sizes
     deletions, blocked = [], []
     for entry in catalog:

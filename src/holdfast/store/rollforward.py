@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.errors import CorruptError, HoldfastError
+from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
@@ -30,10 +30,16 @@ class RolledForward:
 
 
 def candidates(catalog: Catalog, lineage: Lineage) -> list[CatalogEntry]:
-    """Uncommitted checkpoints on the lineage with images and no tombstone, newest first."""
+    """Uncommitted checkpoints on the lineage with images and no tombstone, newest first.
+
+    Only those newer than the newest loadable one: an older one may have been pruned, and be here again by a late flush
+    after its tombstone has gone.
+    """
+    newest = catalog.newest(lineage)
     return [
         e for e in reversed(catalog.entries)
         if e.images and not e.committed and not e.tombstoned and e.id in lineage
+        and (newest is None or e.id > newest.id)
     ]  # fmt: skip
 
 
@@ -52,16 +58,16 @@ def roll_forward(
         buffer = aligned_buffer(BUFFER_BYTES)
         proven = [_proven(tier, image, buffer, progress) for image in sorted(wanted)]
         headers = [v.header for v in proven if v.header]
-        first = next(h for h in headers if h.id == ImageId(entry.id.attempt, entry.id.step, 0))
+        first = next((h for h in headers if h.id.rank == 0 and h.id.checkpoint == entry.id), None)
         manifest = commit(
             tier,
             authority,
             owner=owner,
             headers=headers,
             records=[v.record for v in proven if v.record],
-            plain=_read_plain(tier, first),
+            plain=_read_plain(tier, first) if first else None,
         )
-    except CorruptError as e:
+    except (CorruptError, FormatVersionError, NotFoundError) as e:
         return RolledForward(entry.id, None, e)
     return RolledForward(entry.id, manifest)
 

@@ -1,0 +1,176 @@
+"""The store against a plain dictionary, killed anywhere: what is committed stays loadable bit for bit, what is pruned
+never comes back."""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.unit.store_fixtures import Checkpoint, begin, commit_images, make, upload
+
+from holdfast.errors import NotFoundError
+from holdfast.format import names
+from holdfast.model.identity import CheckpointId
+from holdfast.store.attempts import read_attempts
+from holdfast.store.catalog import is_tombstoned, read_catalog
+from holdfast.store.fetch import fetch_image
+from holdfast.store.prune import execute_prune, plan_prune
+from holdfast.store.rollforward import candidates, roll_forward
+from holdfast.store.sweep import execute_sweep, plan_sweep
+from holdfast.tiers.contract import Tier, read_all
+from holdfast.tiers.memory import HeapSlots, MemoryTier
+from holdfast.tiers.posix import PosixTier
+from holdfast.tiers.wrappers import Fault, Faults, LoseAnswer, Raise
+
+
+class CrashError(BaseException):
+    """The process is gone."""
+
+
+# None: no crash. Else the crash comes at the n-th change of the tier, before or after it is made.
+crashes = st.none() | st.tuples(st.integers(0, 12), st.booleans())
+
+
+class StoreMachine(RuleBasedStateMachine):
+    def open(self) -> Tier:
+        return MemoryTier(HeapSlots())
+
+    @initialize()
+    def start(self):
+        self.tier = self.open()
+        self.attempt = begin(self.tier)
+        self.step = 0
+        self.flushed: dict[CheckpointId, Checkpoint] = {}
+        self.committed: dict[CheckpointId, Checkpoint] = {}
+        self.gone: dict[CheckpointId, Checkpoint] = {}
+
+    def faulty(self, crash) -> Faults:
+        if crash is None:
+            return Faults(self.tier)
+        after, done = crash
+        action = LoseAnswer(CrashError()) if done else Raise(CrashError())
+        return Faults(self.tier, Fault("put|delete|publish", action, after=after))
+
+    @property
+    def lineage(self):
+        return read_attempts([self.tier]).lineage
+
+    @rule(crash=crashes)
+    def flush(self, crash):
+        self.step += 10
+        checkpoint = make(self.attempt, self.step, seed=self.attempt)
+        try:
+            upload(self.faulty(crash), checkpoint)
+        except CrashError:
+            self.tier.sweep()
+        if len(list(self.tier.list(names.step_prefix(checkpoint.id)))) == len(checkpoint.images):
+            self.flushed[checkpoint.id] = checkpoint
+
+    @precondition(lambda self: any(c in self.lineage for c in self.flushed))
+    @rule(crash=crashes, data=st.data())
+    def commit(self, crash, data):
+        chosen = data.draw(st.sampled_from([c for c in self.flushed if c in self.lineage]))
+        checkpoint = self.flushed[chosen]
+        try:
+            commit_images(self.faulty(crash), checkpoint, owner=self.attempt, authority=self.tier)
+        except CrashError:
+            self.tier.sweep()
+            if not list(self.tier.list(names.manifest_key(chosen))):
+                return
+        del self.flushed[chosen]
+        self.committed[chosen] = checkpoint
+
+    @rule(crash=crashes, keep_last=st.integers(1, 3), keep_every=st.sampled_from([None, 20, 50]))
+    def prune(self, crash, keep_last, keep_every):
+        catalog, lineage = read_catalog(self.tier), self.lineage
+        plan = plan_prune(catalog, lineage, keep_last=keep_last, keep_every_steps=keep_every)
+        newest = catalog.newest(lineage)
+        assert newest is None or newest.id not in {d.id for d in plan.deletions}
+        assert {d.id for d in plan.deletions} <= {*self.committed, *self.gone}
+        try:
+            execute_prune(self.faulty(crash), plan, authority=self.tier, owner=self.attempt)
+        except CrashError:
+            self.tier.sweep()
+        for deletion in plan.deletions:
+            begun = is_tombstoned(self.tier, deletion.id) or not list(self.tier.list(names.manifest_key(deletion.id)))
+            if begun and deletion.id in self.committed:
+                self.gone[deletion.id] = self.committed.pop(deletion.id)
+            assert crash is not None or begun
+
+    @rule()
+    def restart(self):
+        """A new owner's first deeds, at the same attempt: roll forward, finish deletions, sweep."""
+        for entry in candidates(read_catalog(self.tier), self.lineage):
+            rolled = roll_forward(self.tier, self.tier, entry, owner=self.attempt)
+            assert (rolled.manifest is not None) == (entry.id in self.flushed)
+            if rolled.manifest is not None:
+                self.committed[entry.id] = self.flushed.pop(entry.id)
+        plan = plan_prune(read_catalog(self.tier), self.lineage, keep_last=None)
+        assert {d.id for d in plan.deletions} <= set(self.gone)
+        execute_prune(self.tier, plan, authority=self.tier, owner=self.attempt)
+        swept = plan_sweep(read_catalog(self.tier), in_flight=list(self.flushed))
+        execute_sweep(self.tier, swept, authority=self.tier, owner=self.attempt)
+        for entry in read_catalog(self.tier):
+            assert not entry.tombstoned or not entry.images
+
+    @precondition(lambda self: self.gone)
+    @rule(data=st.data())
+    def late_flush(self, data):
+        """An agent that knew nothing of the deletion writes the images once more."""
+        late = self.gone[data.draw(st.sampled_from(sorted(self.gone)))]
+        for image in late.images:
+            self.tier.delete(image.key)
+        upload(self.tier, late)
+        if is_tombstoned(self.tier, late.id) and late.id in self.lineage:
+            try:
+                commit_images(self.tier, late, owner=self.attempt)
+            except NotFoundError:
+                return
+            raise AssertionError("a tombstoned step was committed")
+
+    @precondition(lambda self: any(c in self.lineage for c in self.committed))
+    @rule(data=st.data())
+    def go_back(self, data):
+        parent = data.draw(st.sampled_from(sorted(c for c in self.committed if c in self.lineage)))
+        self.attempt = begin(self.tier, parent)
+        self.step = parent.step
+
+    @invariant()
+    def committed_ones_are_loadable_and_deleted_ones_are_not(self):
+        if not hasattr(self, "tier"):
+            return
+        entries = {e.id: e for e in read_catalog(self.tier)}
+        for checkpoint in self.committed.values():
+            assert entries[checkpoint.id].loadable
+            for image in checkpoint.images:
+                assert read_all(self.tier, image.key) == image.data
+        for deleted in self.gone:
+            assert deleted not in entries or not entries[deleted].committed
+
+    def teardown(self):
+        if not hasattr(self, "tier"):
+            return
+        with ThreadPoolExecutor(2, thread_name_prefix="test") as pool:
+            for image in (i for c in self.committed.values() for i in c.images):
+                buffer = memoryview(bytearray(image.record.size_bytes))
+                assert fetch_image(self.tier, image.record, buffer, pool) == image.header
+                assert buffer == image.data
+        self.tier.close()
+
+
+class PosixMachine(StoreMachine):
+    def open(self) -> Tier:
+        self.directory = tempfile.TemporaryDirectory()
+        return PosixTier(self.directory.name, owner="1.a", fsync=lambda fd: None)
+
+    def teardown(self):
+        super().teardown()
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
+
+TestStoreInMemory = StoreMachine.TestCase
+TestStoreInMemory.settings = settings(stateful_step_count=30)
+TestStoreOnPosix = PosixMachine.TestCase
+TestStoreOnPosix.settings = settings(max_examples=8, stateful_step_count=20)

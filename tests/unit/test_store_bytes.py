@@ -1,0 +1,309 @@
+"""Flush, fetch and verify: the bytes that come back are the bytes that went, or it is said which are not."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+from tests.unit.store_fixtures import (
+    begin,
+    commit_images,
+    entry,
+    flip,
+    keys,
+    make,
+    make_image,
+    pool,
+    put_image,
+    save,
+    spoil,
+)
+
+from holdfast.errors import CorruptError, FormatVersionError, NotFoundError, TierFullError, TierUnavailableError
+from holdfast.format import names
+from holdfast.format.checksum import BLOCK_BYTES
+from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.store.blocks import aligned_buffer
+from holdfast.store.catalog import read_manifest
+from holdfast.store.fetch import fetch_image
+from holdfast.store.flush import flush_image
+from holdfast.store.quarantine import quarantine
+from holdfast.store.verify import verify_checkpoint, verify_image
+from holdfast.tiers.contract import read_all
+from holdfast.tiers.memory import HeapSlots, MemoryTier
+from holdfast.tiers.posix import PosixTier
+from holdfast.tiers.wrappers import Fault, Faults, FlipBit, Hang, LoseAnswer, Raise, Retry, RetryPolicy
+
+BIG = 5 * BLOCK_BYTES + 12345
+
+
+@pytest.fixture
+def tier():
+    tier = MemoryTier(HeapSlots(), name="home")
+    tier.capabilities = replace(tier.capabilities, part_bytes=2 * BLOCK_BYTES)
+    return tier
+
+
+@pytest.fixture(scope="module")
+def big():
+    return make_image(ImageId(1, 100, 0), world_size=1, elements=BIG)
+
+
+@pytest.fixture
+def workers():
+    with pool() as p:
+        yield p
+
+
+def fetch(tier, image, workers):
+    buffer = aligned_buffer(image.record.size_bytes)
+    header = fetch_image(tier, image.record, buffer, workers)
+    return header, buffer
+
+
+# Flush ----------------------------------------------------------------------------------------------------------------
+def test_an_image_is_flushed_by_parts(tier, big, workers):
+    faults = Faults(tier)
+    done: list[int] = []
+    assert flush_image(faults, big.record, memoryview(big.data), workers, progress=done.append)
+    assert read_all(tier, big.key) == big.data
+    assert faults.calls["write"] == 3
+    assert sum(done) == big.record.size_bytes
+
+
+def test_flushing_again_reads_instead_of_writing(tier, big, workers):
+    put_image(tier, big)
+    faults = Faults(tier)
+    assert not flush_image(faults, big.record, memoryview(big.data), workers)
+    assert "write" not in faults.calls
+    assert faults.calls["read_into"] > 1
+
+
+def test_other_bytes_under_the_key_are_never_success(tier, big, workers):
+    put_image(tier, big)
+    flip(tier, big.key, 8 * BIG)
+    with pytest.raises(CorruptError, match="other bytes") as e:
+        flush_image(tier, big.record, memoryview(big.data), workers)
+    assert (e.value.tier, e.value.key, e.value.step) == ("home", big.key, 100)
+
+
+def test_a_good_copy_replaces_a_bad_one_when_asked(tier, big, workers):
+    put_image(tier, big)
+    flip(tier, big.key, 8 * BIG)
+    quarantine(tier, big.record.id, "a bit")
+    assert flush_image(tier, big.record, memoryview(big.data), workers, replace=True)
+    assert read_all(tier, big.key) == big.data
+    assert keys(tier) == [big.key]
+
+
+@pytest.mark.parametrize("error", [TierFullError("full"), TierUnavailableError("away"), KeyboardInterrupt()])
+@pytest.mark.parametrize("operation", ["upload", "write", "publish"])
+def test_a_failed_flush_leaves_nothing(tmp_path, big, workers, operation, error):
+    tier = PosixTier(str(tmp_path / "t"))
+    faults = Faults(tier, Fault(operation, Raise(error), after=1 if operation == "write" else 0))
+    with pytest.raises(type(error)):
+        flush_image(faults, big.record, memoryview(big.data), workers)
+    assert faults.faults[0].fired == 1
+    assert [p for p in (tmp_path / "t").rglob("*") if p.is_file()] == []
+
+
+def test_a_lost_publish_is_proven(tier, big, workers):
+    faults = Faults(tier, Fault("publish", LoseAnswer()))
+    assert flush_image(Retry(faults, RetryPolicy(base_s=0)), big.record, memoryview(big.data), workers)
+    faults = Faults(tier, Fault("size", Raise(NotFoundError("a race"))))
+    assert not flush_image(faults, big.record, memoryview(big.data), workers)
+
+
+def test_nothing_looks_at_the_buffer_after_a_failed_flush(tier, big, workers):
+    release, entered = threading.Event(), threading.Event()
+
+    def hang(seconds):
+        entered.set()
+        release.wait(seconds)
+
+    slow = Fault("write", Hang(10, sleep=hang))
+    faults = Faults(tier, slow, Fault("write", Raise(), after=1))
+    outcome = []
+
+    def run():
+        try:
+            flush_image(faults, big.record, memoryview(big.data), workers)
+        except TierUnavailableError as e:
+            outcome.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert entered.wait(10)
+    thread.join(0.1)
+    assert thread.is_alive()  # the failed part does not end it while another part still reads the buffer
+    release.set()
+    thread.join(10)
+    assert outcome
+
+
+# Fetch ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("elements", [1, 100, BLOCK_BYTES - 4096, BLOCK_BYTES, BIG])
+def test_what_was_flushed_is_fetched_every_byte_once(tier, workers, elements):
+    image = make_image(ImageId(1, 100, 0), world_size=1, elements=elements)
+    put_image(tier, image)
+    read: list[int] = []
+    buffer = aligned_buffer(image.record.size_bytes)
+    header = fetch_image(tier, image.record, buffer, workers, progress=read.append)
+    assert buffer == image.data
+    assert header == image.header
+    assert sum(read) == image.record.size_bytes
+
+
+def test_posix_images_are_fetched(tmp_path, big, workers):
+    tier = PosixTier(str(tmp_path / "t"))
+    flush_image(tier, big.record, memoryview(big.data), workers)
+    assert fetch(tier, big, workers)[1] == big.data
+
+
+@pytest.mark.parametrize("where", [0, 100, 4096, BLOCK_BYTES, 3 * BLOCK_BYTES + 7, BIG, -1, -4096, -5000])
+def test_a_flipped_bit_is_found_wherever_it_is(tier, big, workers, where):
+    put_image(tier, big)
+    flip(tier, big.key, 8 * (where % len(big.data)) + 3)
+    with pytest.raises(CorruptError) as e:
+        fetch(tier, big, workers)
+    assert (e.value.tier, e.value.key) == ("home", big.key)
+
+
+def test_a_bit_flipped_on_the_way_is_found(tier, big, workers):
+    put_image(tier, big)
+    faults = Faults(tier, Fault("read_into", FlipBit(12345), after=3))
+    with pytest.raises(CorruptError, match=r"block \d+"):
+        fetch(faults, big, workers)
+    assert faults.faults[0].fired == 1
+    assert fetch(tier, big, workers)[1] == big.data
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 4095, 4096, 12288, BLOCK_BYTES, BIG])
+def test_a_truncated_image_is_corrupt(tier, big, workers, n_bytes):
+    spoil(tier, big.key, big.data[:n_bytes])
+    with pytest.raises(CorruptError):
+        fetch(tier, big, workers)
+
+
+def test_a_whole_image_that_is_another_one_is_refused(tier, big, workers):
+    other = make_image(ImageId(1, 100, 0), world_size=1, elements=BIG, seed=1)
+    spoil(tier, big.key, other.data)
+    with pytest.raises(CorruptError, match="not the one recorded"):
+        fetch(tier, big, workers)
+    moved = make_image(ImageId(1, 200, 0), world_size=1, elements=BIG)
+    spoil(tier, big.key, moved.data)
+    with pytest.raises(CorruptError, match="step 200"):
+        fetch(tier, big, workers)
+
+
+def test_random_bytes_are_no_image(tier, big, workers):
+    spoil(tier, big.key, bytes(len(big.data)))
+    with pytest.raises(CorruptError):
+        fetch(tier, big, workers)
+
+
+def test_an_image_of_a_newer_holdfast_is_told_as_such(tier, big, workers):
+    spoil(tier, big.key, big.data.replace(b'"holdfast.format":"0"', b'"holdfast.format":"7"', 1))
+    with pytest.raises(FormatVersionError) as e:
+        fetch(tier, big, workers)
+    assert e.value.key == big.key
+    assert isinstance(verify_image(tier, big.record.id).error, FormatVersionError)
+
+
+def test_a_failing_read_ends_the_fetch_with_its_error(tier, big, workers):
+    put_image(tier, big)
+    faults = Faults(tier, Fault("read_into", Raise(), after=4))
+    with pytest.raises(TierUnavailableError):
+        fetch(faults, big, workers)
+
+
+def test_what_is_not_there_is_not_found(tier, big, workers):
+    with pytest.raises(NotFoundError):
+        fetch(tier, big, workers)
+
+
+def test_a_buffer_of_another_length_is_a_mistake(tier, big, workers):
+    with pytest.raises(ValueError, match="buffer"):
+        fetch_image(tier, big.record, memoryview(bytearray(4096)), workers)
+    with pytest.raises(ValueError, match="buffer"):
+        flush_image(tier, big.record, memoryview(big.data)[1:], workers)
+
+
+# Verify ---------------------------------------------------------------------------------------------------------------
+def test_a_good_checkpoint_verifies_in_bounded_memory(tier, big):
+    begin(tier)
+    put_image(tier, big)
+    checkpoint = make(1, 100, world_size=1)
+    checkpoint.images = [big]
+    manifest = commit_images(tier, checkpoint)
+    seen: list[int] = []
+    largest: list[int] = []
+
+    class Watch(Faults):
+        def read_into(self, key, offset, buffer):
+            largest.append(len(buffer))
+            super().read_into(key, offset, buffer)
+
+    verdicts = list(verify_checkpoint(Watch(tier), manifest, buffer=aligned_buffer(BLOCK_BYTES), progress=seen.append))
+    assert [(v.ok, v.record) for v in verdicts] == [(True, big.record)]
+    assert sum(seen) == big.record.size_bytes
+    assert max(largest) == BLOCK_BYTES
+
+
+def test_one_bad_image_of_several_is_a_result(tier):
+    begin(tier)
+    checkpoint = save(tier, 1, 100)
+    flip(tier, checkpoint.images[1].key, 8 * 5000)
+    verdicts = list(verify_checkpoint(tier, read_manifest(tier, CheckpointId(1, 100))))
+    assert [v.ok for v in verdicts] == [True, False]
+    error = verdicts[1].error
+    assert isinstance(error, CorruptError)
+    assert (error.tier, error.key, error.step) == ("home", checkpoint.images[1].key, 100)
+
+
+def test_every_bit_counts(tier):
+    begin(tier)
+    image = save(tier, 1, 100).images[0]
+    manifest = read_manifest(tier, CheckpointId(1, 100))
+    for byte in range(0, len(image.data), 37):
+        data = bytearray(image.data)
+        data[byte] ^= 1 << byte % 8
+        spoil(tier, image.key, data)
+        assert not next(verify_checkpoint(tier, manifest)).ok, byte
+
+
+def test_missing_short_foreign_and_unreadable_images_are_results(tier):
+    begin(tier)
+    images = save(tier, 1, 100).images
+    manifest = read_manifest(tier, CheckpointId(1, 100))
+    spoil(tier, images[0].key, images[0].data[:-4096])
+    tier.delete(images[1].key)
+    short, missing = verify_checkpoint(tier, manifest)
+    assert isinstance(short.error, CorruptError)
+    assert isinstance(missing.error, NotFoundError)
+    spoil(tier, images[0].key, images[1].data)
+    assert not next(verify_checkpoint(tier, manifest)).ok
+    away = Faults(tier, Fault("size", Raise(), times=None))
+    assert [type(v.error) for v in verify_checkpoint(away, manifest)] == [TierUnavailableError] * 2
+
+
+def test_a_proven_image_that_the_manifest_does_not_mean_is_bad(tier):
+    begin(tier)
+    image = save(tier, 1, 100).images[0]
+    manifest = read_manifest(tier, CheckpointId(1, 100))
+    other = make_image(ImageId(1, 100, 0), elements=101)
+    assert other.record.size_bytes == image.record.size_bytes
+    spoil(tier, image.key, other.data)
+    lying = replace(manifest, images=(other.record, manifest.images[1]))
+    assert "disagree" in str(next(verify_checkpoint(tier, lying)).error)
+    assert "checksum" in str(next(verify_checkpoint(tier, manifest)).error)
+    assert "run" in str(next(verify_checkpoint(tier, replace(lying, run="other"))).error)
+
+
+def test_verify_without_a_record_tells_what_the_bytes_are(tier):
+    begin(tier)
+    checkpoint = save(tier, 1, 100)
+    verdict = verify_image(tier, checkpoint.records[0].id)
+    assert verdict.record == checkpoint.records[0]
+    assert verdict.header == checkpoint.headers[0]
+    assert names.parse_image_key(verdict.key) == verdict.id
+    assert entry(tier, CheckpointId(1, 100)).loadable

@@ -6,6 +6,7 @@ import contextlib
 import time
 import uuid
 import warnings
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +26,7 @@ from holdfast.errors import (
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_tiers
 from holdfast.tiers import open_tier
-from holdfast.trainer.load import Loader
+from holdfast.trainer.load import Loaded, Loader
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.save import Save
@@ -44,6 +45,9 @@ class Checkpointer:
         every_steps: with a URL: save when `step % every_steps == 0`.
         keep_last: with a URL: how many checkpoints to keep there; None keeps all.
         group: the ranks that save together; None is the default process group, or this process alone.
+
+    Attributes:
+        last_load: what the last `load` found and from which tiers its bytes came; None when there was nothing.
 
     Raises:
         ConfigError, RunBusyError, AgentError, DeadlineError: on all ranks.
@@ -72,11 +76,13 @@ class Checkpointer:
             self._session = _attach_all(talk, settings, launch)
         self._stopping = Stopping(self._session)
         self._plan = StagePlan(settings.run, self._ranks)
+        self.last_load: Loaded | None = None
         self._parent: CheckpointId | None = None
         self._attempt = 0
         self._last_step = -1
         self._errors_seen = 0
         self._closed = False
+        self._handles: weakref.WeakSet[Save] = weakref.WeakSet()
 
     # -- public -------------------------------------------------------------------------------------------------------
     def prepare(self, state: dict[str, Any]) -> None:
@@ -107,7 +113,8 @@ class Checkpointer:
         """
         self._check_open()
         loader = Loader(self._session, self._ranks)
-        loaded = loader.load(state, step=step, strict=strict)
+        self.last_load = loader.load(state, step=step, strict=strict)
+        loaded = self.last_load.checkpoint if self.last_load is not None else None
         if loaded is not None or step is None:
             self._parent, self._attempt, self._last_step = loaded, 0, -1
             self._session.page.attempt, self._session.page.current_step = 0, -1
@@ -175,6 +182,8 @@ class Checkpointer:
         self._stopping.uninstall()
         try:
             self._await_end(discard)
+            for handle in list(self._handles):
+                handle.keep_answer()
         finally:
             self._let_go()
 
@@ -232,7 +241,9 @@ class Checkpointer:
         page.saves += 1
         page.stall_last_ns = round(stall_s * 1e9)
         page.stall_ns += round(stall_s * 1e9)
-        return Save(self._session, attempt=self._attempt, step=step, due=due, stall_s=stall_s, dropped=dropped)
+        handle = Save(self._session, attempt=self._attempt, step=step, due=due, stall_s=stall_s, dropped=dropped)
+        self._handles.add(handle)
+        return handle
 
     def _mask(self, due: frozenset[str]) -> int:
         return sum(1 << r.index for r in self._settings.tiers if r.name in due)

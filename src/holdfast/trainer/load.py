@@ -23,12 +23,14 @@ from holdfast.model.image import ImageHeader
 from holdfast.trainer.apply import LoadPlan, Source, plan_load
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.session import Session
+from holdfast.units import format_bytes
 from holdfast.wire import messages
 from holdfast.wire.pages import SlotState
 
 log = logging.getLogger("holdfast")
 
 _MAX_TRIES = 64
+_MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,17 @@ class _Bad:
     error: HoldfastError
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load found, and how many bytes of its images came from which tier."""
+
+    checkpoint: CheckpointId
+    bytes_by_tier: dict[str, int]
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint} from {', '.join(f'{t} ({format_bytes(n)})' for t, n in self.bytes_by_tier.items())}"
+
+
 class Loader:
     """One load on all ranks. Every collective follows an exchange of outcomes, so no rank waits for one that failed."""
 
@@ -47,7 +60,7 @@ class Loader:
         self._ranks = ranks
         self.notes: list[str] = []
 
-    def load(self, state: dict[str, Any], *, step: int | None, strict: bool) -> CheckpointId | None:
+    def load(self, state: dict[str, Any], *, step: int | None, strict: bool) -> Loaded | None:
         """The checkpoint now in `state`, or None on a fresh home. Raises: see Checkpointer.load."""
         with self._ranks.talk() as talk:
             try:
@@ -55,7 +68,7 @@ class Loader:
             finally:
                 self._session.tell("/unpin", messages.Unpin(self._session.rank), messages.Ok)
 
-    def _load(self, talk: Talk, state: dict[str, Any], step: int | None, strict: bool) -> CheckpointId | None:
+    def _load(self, talk: Talk, state: dict[str, Any], step: int | None, strict: bool) -> Loaded | None:
         below: CheckpointId | None = None
         for _ in range(_MAX_TRIES):
             found = talk.first(partial(self._loadable, step, below))
@@ -69,7 +82,9 @@ class Loader:
             if found.problems or self.notes:
                 log.warning("loading %s; passed over: %s", found.checkpoint, "; ".join([*found.problems, *self.notes]))
             self._apply(talk, state, strict)
-            return found.checkpoint
+            loaded = Loaded(found.checkpoint, self._bytes_by_tier)
+            log.info("loaded %s", loaded)
+            return loaded
         raise LoadError(f"gave up after {_MAX_TRIES} copies: {'; '.join(self.notes)}", hint=_HINT, step=step)
 
     def _loadable(self, step: int | None, below: CheckpointId | None) -> messages.Loadable:
@@ -99,6 +114,7 @@ class Loader:
             answer = answers[talk.rank]
             assert isinstance(answer, messages.FetchAnswer)
             self._images = answer.images
+            self._bytes_by_tier = _bytes_by_tier([a.images for a in answers if isinstance(a, messages.FetchAnswer)])
             bad = [b for part in talk.gather(self._verify_share(answer.images)) for b in part]
             if not bad:
                 return True
@@ -153,6 +169,15 @@ class Loader:
         except HoldfastError as e:
             e.message += " (the live state is undefined now; it can be loaded again)"
             raise
+
+
+def _bytes_by_tier(answers: list[list[messages.FetchedImage]]) -> dict[str, int]:
+    """A rank that asked later was told that the image is in memory: what any rank was told it was read from counts."""
+    found: dict[str, int] = {}
+    for told in zip(*answers, strict=True):
+        tier = next((image.source for image in told if image.source != _MEMORY), _MEMORY)
+        found[tier] = found.get(tier, 0) + told[0].size_bytes
+    return found
 
 
 _HINT = "run `holdfast ls URL` and `holdfast verify URL`; `holdfast prune URL --everything --yes` starts over"

@@ -18,19 +18,21 @@ class Disk:
         self._manifests = folder / MANIFESTS
         self._log = log
         self._committed: frozenset[CheckpointId] = frozenset()
-        self._writing = False
 
     def committed(self) -> frozenset[CheckpointId]:
         """Every checkpoint whose manifest stands there at this moment."""
         found = (parse_manifest_key(MANIFESTS + name) for name in _names(self._manifests))
         return frozenset(checkpoint for checkpoint in found if checkpoint is not None)
 
+    def has(self, step: int) -> bool:
+        return any(checkpoint.step == step for checkpoint in self.committed())
+
+    def writing(self) -> bool:
+        """Whether files stand there that are not yet published."""
+        return bool(_names(self._unfinished))
+
     def look(self) -> None:
-        """Log `writing` when unfinished files appear, `committed` and `pruned` for each manifest come or gone."""
-        writing = bool(_names(self._unfinished))
-        if writing and not self._writing:
-            self._log("writing")
-        self._writing = writing
+        """Log `committed` and `pruned` for each manifest that came or went."""
         now = self.committed()
         for checkpoint in sorted(now - self._committed):
             self._log("committed", attempt=checkpoint.attempt, step=checkpoint.step, bytes=self._size_bytes(checkpoint))

@@ -29,7 +29,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """The job between two starts: when its last rank had come how far, and what it found."""
+    """The job between two starts: when its last rank had come how far, and what it had found."""
 
     number: int
     started: float

@@ -50,16 +50,16 @@ def _lives(events: Sequence[Event]) -> tuple[Life, ...]:
         loaded = [e for e in mine if e["what"] == "loaded"]
         if not loaded:
             continue
-        first = {what: [e["t"] for e in mine if e["what"] == what] for what in ("attached", "begin")}
+        began = {e["rank"]: e["t"] for e in reversed(mine) if e["what"] == "begin"}
         ready = [e for e in mine if e["what"] == "ready"]
         out.append(
             Life(
                 number=number,
                 started=min(e["t"] - e["age_s"] for e in ready),
                 ready=max(e["t"] for e in ready),
-                attached=max(first["attached"], default=max(e["t"] for e in ready)),
+                attached=max(e["t"] for e in mine if e["what"] == "attached"),
                 loaded=max(e["t"] for e in loaded),
-                training=min(first["begin"], default=max(e["t"] for e in loaded)),
+                training=max(began.values(), default=max(e["t"] for e in loaded)),
                 step=loaded[0]["step"],
                 source=", ".join(sorted({s for e in loaded for s in e.get("sources", [])})),
                 loaded_bytes=max(e.get("bytes", 0) for e in loaded),

@@ -84,12 +84,23 @@ class Run:
         self._tell(event)
         return event
 
+    def writing(self, step: int) -> bool:
+        """Wait until the disk tier is writing `step`. Returns: False when it was committed meanwhile."""
+        deadline = time.monotonic() + _SILENCE_S
+        while not self._disk.has(step):
+            if self._disk.writing():
+                return True
+            if time.monotonic() > deadline:
+                raise self._failed(f"step {step} was not written to disk within {_SILENCE_S:g} s")
+            time.sleep(_POLL_S / 4)
+        return False
+
     def kill_ranks(self, ranks: set[int], *, scene: str, step: int) -> bool:
         """SIGKILL to the newest process of each rank. Returns: whether `step` was not yet committed on disk then."""
         pids = {e["rank"]: e["pid"] for e in self.events if e.get("rank") in ranks}
         for pid in pids.values():
             os.kill(pid, signal.SIGKILL)
-        unfinished = all(c.step != step for c in self._disk.committed())
+        unfinished = not self._disk.has(step)
         self._log("kill", scene=scene, step=step, pids=sorted(pids.values()), unfinished=unfinished)
         return unfinished
 

@@ -45,6 +45,7 @@ class Screen:
         self._reached: dict[int, int] = {}
         self._attached: dict[int, float] = {}
         self._loaded: set[int] = set()
+        self._training: set[int] = set()
         self._saves: dict[int, list[Event]] = {}
 
     def __enter__(self) -> Screen:
@@ -90,7 +91,8 @@ class Screen:
             self.say(event, f"loaded  step {event['step']} from [{colour}]{source}[/{colour}], {size} in {took}")
 
     def _on_begin(self, event: Event) -> None:
-        if self._killed is not None:
+        self._training.add(event["rank"])
+        if self._killed is not None and len(self._training) == RANKS:
             lost = min(self._reached.values(), default=-1) - event["step"] + 1
             again = f"{lost} finished step{'s' * (lost != 1)} lost, trained again" if lost else "no finished step lost"
             after_s = event["t"] - self._killed["t"]
@@ -117,6 +119,7 @@ class Screen:
 
     def _on_kill(self, event: Event) -> None:
         self._killed = event
+        self._training.clear()
         self.say(event, f"[bold red]KILL[/bold red]    {SCENES[event['scene']]}, step {event['step']}")
 
     def _on_exit(self, event: Event) -> None:

@@ -58,9 +58,8 @@ def kill_in_mid_flush(run: Run, script: Script) -> None:
     Where the disk is so fast that the checkpoint stood there before the signal came, the next flush is tried.
     """
     for step in range(script.mid_flush, script.node_lost, script.disk_every):
-        _train_to(run, step)
-        run.until(f"the flush of step {step}", lambda e: e["what"] == "writing")
-        if run.kill_ranks(_ALL, scene=MID_FLUSH, step=step):
+        _until_saved(run, step)
+        if run.writing(step) and run.kill_ranks(_ALL, scene=MID_FLUSH, step=step):
             return
 
 
@@ -73,5 +72,13 @@ def lose_the_node(run: Run, script: Script) -> None:
     run.lose_node(scene=NODE_LOST, step=script.node_lost)
 
 
-def _train_to(run: Run, step: int) -> None:
-    run.until(f"step {step}", lambda e: e["what"] == "begin" and e["step"] == step)
+def _until_saved(run: Run, step: int) -> None:
+    """Until the last rank has saved the step: from then on the agent has all that it will write."""
+    waiting = set(_ALL)
+
+    def last_save(event: Event) -> bool:
+        if event["what"] == "save" and event["step"] == step:
+            waiting.discard(event["rank"])
+        return not waiting
+
+    run.until(f"the save of step {step}", last_save)

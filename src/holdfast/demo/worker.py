@@ -87,8 +87,9 @@ def checkpointer(args: argparse.Namespace) -> Any:
 
 
 def origin(ckpt: Any) -> dict[str, Any]:
-    """Which tiers the last load read from, and how much."""
-    return {"sources": [getattr(ckpt, "source", "")], "bytes": 0}
+    """Which tiers the load read from, and how much."""
+    found = ckpt.last_load.bytes_by_tier if ckpt and ckpt.last_load else {}
+    return {"sources": sorted(found), "bytes": sum(found.values())}
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -13,6 +13,7 @@ from holdfast.cli.arguments import json_option, url_argument
 from holdfast.cli.output import Column, Grid, write, write_grid, write_json
 from holdfast.cli.stopping import stop_agent
 from holdfast.errors import AgentError, UsageError
+from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.client import AgentClient
 from holdfast.wire.spawn import CONFIG, SOCKET, answers, write_config
 
@@ -85,7 +86,7 @@ def _status(arena: Path, as_json: bool) -> None:
     facts = Grid([Column("what"), Column("value", fold=True)])
     for name, value in status.items():
         if not isinstance(value, list):
-            facts.add(name, _text(value))
+            facts.add(name, _text(value, name))
     write_grid(facts)
     for name, rows in status.items():
         if isinstance(rows, list) and rows:
@@ -95,16 +96,33 @@ def _status(arena: Path, as_json: bool) -> None:
 
 def _rows(rows: list[dict[str, Any]]) -> None:
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    grid = Grid([Column(h, right=all(isinstance(r.get(h), int) for r in rows)) for h in heads])
+    grid = Grid(
+        [Column(h, right=all(isinstance(r.get(h), (int, float)) for r in rows), fold=h == "message") for h in heads]
+    )
     for row in rows:
-        grid.add(*(_text(row.get(h, "")) for h in heads))
+        grid.add(*(_text(row.get(h), h) for h in heads))
     write_grid(grid)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, name: str = "") -> str:
+    """A status value for a person: its unit is in its name."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if value is None or isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, (int, float)):
+        return _number(value, name)
+    return str(value)
+
+
+def _number(value: float, name: str) -> str:
+    if name.endswith("_bytes_per_s"):
+        return f"{format_bytes(value)}/s"
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    return format_seconds(value) if name.endswith("_s") else f"{value}"
 
 
 def _stop(arena: Path, as_json: bool) -> None:

@@ -68,7 +68,9 @@ def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: boo
     if as_json:
         write_json(_document(url, findings, leftovers, removed, yes=yes))
     else:
-        _print(findings, removed, clean=clean, yes=yes)
+        _print(findings)
+        if clean:
+            _print_cleaning(leftovers, removed, yes=yes)
     if any(f.level is Level.BAD for f in findings):
         raise click.exceptions.Exit(1)
 
@@ -105,20 +107,26 @@ def _clean(leftovers: list[Leftover], *, discard_unsaved: bool, yes: bool) -> li
     return chosen
 
 
-def _print(findings: list[Finding], removed: list[Leftover], *, clean: bool, yes: bool) -> None:
+def _print(findings: list[Finding]) -> None:
     grid = Grid([Column(""), Column(""), Column("", fold=True)], header=False)
     for finding in findings:
         text = f"{finding.message}\n-> {finding.todo}" if finding.todo else finding.message
         grid.add(str(finding.level), finding.check, text, style=_STYLES[finding.level])
     write_grid(grid)
-    if clean:
-        write()
-        for item in removed:
-            write(f"{'removed' if yes else 'would remove'} {item.kind}: {item.where} ({format_bytes(item.size_bytes)})")
-        if not removed:
-            write("nothing to remove")
-        elif not yes:
-            write("this was a dry run; add --yes to remove it")
+
+
+def _print_cleaning(leftovers: list[Leftover], removed: list[Leftover], *, yes: bool) -> None:
+    write()
+    for item in leftovers:
+        what = f"{item.kind}: {item.where} ({format_bytes(item.size_bytes)})"
+        if item in removed:
+            write(f"{'removed' if yes else 'would remove'} {what}")
+        else:
+            write(f"kept {what}, for {', '.join(map(str, item.only_here))}; --discard-unsaved removes it, too")
+    if not leftovers:
+        write("nothing to remove")
+    elif removed and not yes:
+        write("this was a dry run: nothing was removed; add --yes to do it")
 
 
 def _document(

@@ -8,18 +8,13 @@ from dataclasses import dataclass, field
 
 import click
 
-from holdfast.cli.arenas import look
 from holdfast.cli.arguments import json_option, url_argument
 from holdfast.cli.output import Column, Grid, note, write, write_grid, write_json
-from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
+from holdfast.cli.runs import MEMORY, Run, describe_lineage, name_of, open_run
 from holdfast.errors import HoldfastError
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import CatalogEntry, read_catalog
 from holdfast.units import format_bytes
-from holdfast.wire.messages import StepInfo
-
-MEMORY = "memory"
-_CALL_S = 30.0
 
 
 @dataclass(slots=True)
@@ -73,7 +68,7 @@ def collect(run: Run) -> list[Listed]:
             continue
         for entry in catalog:
             _add_entry(found.setdefault(entry.id, Listed(entry.id)), entry, opened.name)
-    for info in _in_memory(run):
+    for info in run.in_memory:
         one = found.setdefault(CheckpointId(info.attempt, info.step), Listed(CheckpointId(info.attempt, info.step)))
         one.size_bytes = one.size_bytes or info.size_bytes
         one.tiers.insert(0, MEMORY)
@@ -101,26 +96,6 @@ def _problems(entry: CatalogEntry) -> Iterator[str]:
         yield f"{len(entry.missing)} of its images missing or cut short, first {entry.missing[0]}"
     if entry.bad:
         yield f"{len(entry.bad)} of its images known to be bad, first {entry.bad[0]}"
-
-
-def _in_memory(run: Run) -> list[StepInfo]:
-    if run.agent is None:
-        run.problems += _left_in_memory(run)
-        return []
-    try:
-        steps = run.agent.get("/steps", list[StepInfo], timeout_s=_CALL_S)
-    except HoldfastError as e:
-        run.problems.append(f"{MEMORY}: {e.message}")
-        return []
-    return [s for s in steps if MEMORY in s.tiers]
-
-
-def _left_in_memory(run: Run) -> Iterator[str]:
-    """What only an agent could load, where the agent is gone."""
-    arena = look(run.arena)
-    if arena.only_here():
-        steps = ", ".join(map(str, arena.only_here()))
-        yield f"{MEMORY}: no agent runs, and {arena.path} alone holds {steps}, which the next launch loads"
 
 
 def _judged(run: Run, listed: list[Listed]) -> list[Listed]:

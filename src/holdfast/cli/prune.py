@@ -85,7 +85,7 @@ def _print(run: Run, intent: Intent) -> None:
         grid.add("keep", str(kept.id.step), str(kept.id.attempt), "", "", kept.reason.value)
     if grid.rows:
         write_grid(grid)
-    through = "through the live agent" if run.agent is not None else "directly: no agent runs on this node"
+    through = "through the live agent" if run.owning_agent is not None else "directly: no agent here owns the run"
     if intent.ids:
         write(f"{len(intent.ids)} to delete, {format_bytes(intent.size_bytes)}, {through}")
     else:
@@ -93,7 +93,9 @@ def _print(run: Run, intent: Intent) -> None:
 
 
 def _warn(run: Run) -> None:
-    if run.agent is None and claimed_elsewhere(run.owner):
+    for problem in run.problems:
+        note(problem)
+    if run.owning_agent is None and claimed_elsewhere(run.owner):
         note(f"attempt {run.attempts.highest} was claimed on another node: if its job still runs, prune there")
 
 
@@ -101,7 +103,7 @@ def _document(run: Run, intent: Intent, yes: bool) -> dict[str, object]:
     return {
         "url": run.url,
         "dry_run": not yes,
-        "through": "agent" if run.agent is not None else "store",
+        "through": "agent" if run.owning_agent is not None else "store",
         "size_bytes": intent.size_bytes,
         "delete": [
             {

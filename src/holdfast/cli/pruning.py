@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 
 from holdfast.cli.output import Bar
-from holdfast.cli.runs import Run
+from holdfast.cli.runs import MEMORY, Run
 from holdfast.errors import DeadlineError, NotFoundError, from_dict
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import Catalog, read_catalog
-from holdfast.store.prune import PrunePlan, execute_prune, plan_delete, plan_prune
+from holdfast.store.prune import Deletion, PrunePlan, execute_prune, plan_delete, plan_prune
 from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
 from holdfast.wire.messages import ErrorList, Ok, Prune
@@ -25,6 +26,8 @@ class Intent:
     """A plan on the tier the URL names, and what the run's other tiers have of the same checkpoints."""
 
     home: PrunePlan
+    in_memory: frozenset[CheckpointId] = frozenset()
+    """What the live agent holds, and frees with the rest."""
     others: list[tuple[Tier, PrunePlan]] = field(default_factory=list)
 
     @property
@@ -38,7 +41,8 @@ class Intent:
     def where(self, checkpoint: CheckpointId) -> list[str]:
         """Names of the tiers it goes from."""
         plans = [self.home, *(p for _, p in self.others)]
-        return [p.tier for p in plans if any(d.id == checkpoint for d in p.deletions)]
+        tiers = [p.tier for p in plans if any(d.id == checkpoint for d in p.deletions)]
+        return [MEMORY, *tiers] if checkpoint in self.in_memory else tiers
 
 
 def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None) -> Intent:
@@ -50,7 +54,8 @@ def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep
         home = plan_delete(run.catalog, run.lineage, dict.fromkeys(run.find(step).id for step in steps))
     else:
         home = plan_prune(run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every)
-    intent = Intent(home)
+    held = run.in_memory if run.owning_agent is not None else []
+    intent = Intent(home, frozenset(CheckpointId(s.attempt, s.step) for s in held))
     for opened in run.tiers:
         if opened.tier is not run.home:
             intent.others.append((opened.tier, _same_there(run, read_catalog(opened.tier), intent.ids)))
@@ -69,8 +74,8 @@ def delete(run: Run, intent: Intent, bar: Bar) -> None:
 
     Raises: SupersededError when a higher attempt was claimed since the plan was made; DeadlineError; TierError.
     """
-    if run.agent is not None:
-        _through_agent(run, run.agent, intent, bar)
+    if run.owning_agent is not None:
+        _through_agent(run, run.owning_agent, intent, bar)
         return
     # The other tiers first: while the one the URL names has its manifest, the same command finds what is left to do.
     for tier, plan in [*intent.others, (run.home, intent.home)]:
@@ -87,25 +92,28 @@ def _through_agent(run: Run, agent: AgentClient, intent: Intent, bar: Bar) -> No
     """Ask the owner and watch until it is done: it deletes from memory, too, and one tier after the other."""
     seen = agent.get("/errors", ErrorList, timeout_s=_CALL_S, since=2**62).last
     agent.post("/prune", Prune(intent.ids), Ok, timeout_s=_CALL_S)
-    left = {d.id: d.size_bytes for d in intent.home.deletions}
+    left = list(intent.home.deletions)
     deadline = time.monotonic() + run.settings.close_timeout_s
     while left:
-        for checkpoint in [c for c in left if not _committed(run.home, c)]:
-            bar.advance(left.pop(checkpoint))
+        for deletion in [d for d in left if _is_gone(run.home, d)]:
+            left.remove(deletion)
+            bar.advance(deletion.size_bytes)
         news = agent.get("/errors", ErrorList, timeout_s=_CALL_S, since=seen)
         if left and news.errors:
             raise from_dict(news.errors[0])
         if left and time.monotonic() > deadline:
+            waiting = ", ".join(str(d.id) for d in left)
             raise DeadlineError(
-                f"the agent has not deleted {', '.join(map(str, left))} within {run.settings.close_timeout_s:g} s",
+                f"the agent has not deleted {waiting} within {run.settings.close_timeout_s:g} s",
                 hint=f"look into {agent.socket_path.parent / 'agent.log'}",
             )
         time.sleep(_POLL_S if left else 0.0)
 
 
-def _committed(tier: Tier, checkpoint: CheckpointId) -> bool:
-    try:
-        tier.size(names.manifest_key(checkpoint))
-    except NotFoundError:
+def _is_gone(tier: Tier, deletion: Deletion) -> bool:
+    """Whether neither manifest nor images are there any more; the tombstone may stay."""
+    with contextlib.suppress(NotFoundError):
+        tier.size(names.manifest_key(deletion.id))
         return False
-    return True
+    here = {names.parse_image_key(i.key) for i in tier.list(names.step_prefix(deletion.id))}
+    return here.isdisjoint(deletion.images)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from holdfast.cli.arenas import arena_of, live_agent, settings_of
+from holdfast.cli.arenas import arena_of, live_agent, look, settings_of
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError, NotFoundError
 from holdfast.model.identity import Attempt, CheckpointId, Lineage
@@ -18,8 +19,11 @@ from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
+from holdfast.wire.messages import StepInfo
 from holdfast.wire.spawn import answers
 
+MEMORY = "memory"
+_CALL_S = 30.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -75,6 +79,27 @@ class Run:
         found = live_agent(self.url)
         socket = coordinator_socket(self.owner) if found is None else None
         return AgentClient(socket) if socket is not None and answers(socket.parent) else found
+
+    @cached_property
+    def owning_agent(self) -> AgentClient | None:
+        """The live agent if it acts for the highest attempt: one without, or superseded, may delete nothing."""
+        if self.agent is None:
+            return None
+        status = self.agent.get("/status", dict[str, Any], timeout_s=_CALL_S)
+        return self.agent if status.get("attempt") == self.attempts.highest else None
+
+    @cached_property
+    def in_memory(self) -> list[StepInfo]:
+        """What the live agent has in this node's memory; what it cannot say, or only an agent could, is a problem."""
+        if self.agent is None:
+            self.problems += _left_in_memory(self.arena)
+            return []
+        try:
+            steps = self.agent.get("/steps", list[StepInfo], timeout_s=_CALL_S)
+        except HoldfastError as e:
+            self.problems.append(f"{MEMORY}: {e.message}")
+            return []
+        return [s for s in steps if MEMORY in s.tiers]
 
     @property
     def arena(self) -> Path:
@@ -149,6 +174,13 @@ def describe_lineage(attempts: Attempts) -> str:
         parts.append(f"standing on {current.parent}")
         current = by_number.get(current.parent.attempt)
     return ", ".join(parts)
+
+
+def _left_in_memory(path: Path) -> Iterator[str]:
+    arena = look(path)
+    if arena.only_here():
+        steps = ", ".join(map(str, arena.only_here()))
+        yield f"{MEMORY}: no agent runs, and {arena.path} alone holds {steps}, which the next launch loads"
 
 
 def _owner() -> str:

@@ -1,0 +1,145 @@
+"""Commands beside a living agent, and `holdfast agent` itself."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.cli import main
+from holdfast.cli.arenas import arena_of
+from holdfast.model.identity import CheckpointId
+from holdfast.store.attempts import claim
+from holdfast.tiers import open_tier
+from holdfast.wire.spawn import answers
+
+PROGRAM = "import sys; from holdfast.cli import main; sys.exit(main())"
+START_S = 30.0
+
+
+@pytest.fixture
+def home(monkeypatch) -> Iterator[Path]:
+    """A home, and an arena directory beside it whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="hf-", dir="/tmp") as directory:
+        monkeypatch.setenv("HOLDFAST_ARENA_DIR", directory)
+        home = Path(directory, "run7")
+        open_tier(f"file://{home}", name="posix", owner="1.test").close()
+        yield home
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*args: object) -> tuple[int, dict]:
+        code = main([*map(str, args), "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@contextlib.contextmanager
+def foreground(*args: object) -> Iterator[subprocess.Popen[bytes]]:
+    """`holdfast agent ...` in a process of its own; ended with an interrupt, as a person would."""
+    agent = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "agent", *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield agent
+    finally:
+        agent.send_signal(signal.SIGINT)
+        agent.wait(START_S)
+
+
+def wait_for(arena: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while not answers(arena):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_agent_runs_tells_its_status_and_is_stopped(home, run):
+    with foreground(home) as agent:
+        wait_for(arena_of(f"file://{home}"))
+        code, status = run("agent", home, "--status")
+        assert code == 0
+        assert (status["run"], status["pid"]) == ("run7", agent.pid)
+        assert run("ls", home)[1]["agent"]
+        assert "serves" in next(f for f in run("doctor", home)[1]["findings"] if f["check"] == "agent")["message"]
+        assert run("agent", home, "--stop")[1]["was_running"]
+        assert agent.wait(START_S) == 0
+    assert not run("agent", home, "--stop")[1]["was_running"]
+    code, error = run("agent", home, "--status")
+    assert (code, error["kind"]) == (22, "agent")
+
+
+def test_an_arena_names_its_agent_as_well_as_a_url(home, run):
+    with foreground(home):
+        arena = arena_of(f"file://{home}")
+        wait_for(arena)
+        assert run("agent", "--arena", arena, "--status")[0] == 0
+        assert main(["agent", "--arena", str(arena)]) == 0  # a second one goes quietly
+
+
+def test_an_arena_without_settings_is_refused(home, run):
+    assert run("agent", "--arena", home.parent / "none")[0] == 22
+
+
+def test_the_agent_is_found_where_the_highest_attempt_was_claimed(home, run, monkeypatch):
+    with foreground(home):
+        arena = arena_of(f"file://{home}")
+        wait_for(arena)
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        tier = open_tier(f"file://{home}", name="posix", owner="1.test")
+        claim(tier, run="run7", parent=None, coordinator=f"{boot_id}:{arena}/agent.sock")
+        tier.close()
+        monkeypatch.setenv("HOLDFAST_ARENA_DIR", f"{home.parent}/elsewhere")
+        assert run("ls", home)[1]["agent"]
+
+
+def test_clearing_the_run_ends_an_agent_without_trainers(home, run):
+    tier = open_tier(f"file://{home}", name="posix", owner="1.test")
+    claim(tier, run="run7", parent=CheckpointId(1, 20), coordinator="")
+    tier.close()
+    with foreground(home) as agent:
+        arena = arena_of(f"file://{home}")
+        wait_for(arena)
+        code, document = run("prune", home, "--everything", "--yes")
+        assert code == 0
+        assert document["arenas"] == [os.fspath(arena)]
+        assert agent.wait(START_S) == 0
+        assert not arena.exists()
+        assert [p for p in home.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.torch
+def test_a_living_run_is_listed_pruned_and_guarded(home, run):
+    torch = pytest.importorskip("torch")
+    import holdfast
+
+    state = {"w": torch.arange(4096.0), "epoch": 0}
+    with holdfast.Checkpointer(f"file://{home}", every_steps=10) as checkpointer:
+        assert checkpointer.load(state) is None
+        for step in (10, 20, 30):
+            save = checkpointer.save(step, state)
+            assert save is not None
+            save.wait("durable", timeout_s=60)
+
+        steps = {s["step"]: s for s in run("ls", home)[1]["steps"]}
+        assert steps.keys() == {10, 20, 30}
+        assert steps[30]["newest"]
+        assert "memory" in steps[30]["tiers"]
+
+        code, document = run("prune", home, "--step", 10, "--yes")
+        assert (code, document["through"]) == (0, "agent")
+        assert [s["step"] for s in run("ls", home)[1]["steps"]] == [20, 30]
+        assert run("prune", home, "--everything", "--yes")[0] == 21
+        assert run("agent", home, "--stop")[0] == 21
+        assert run("verify", home, "--all")[0] == 0
+    shutil.rmtree(arena_of(f"file://{home}"), ignore_errors=True)

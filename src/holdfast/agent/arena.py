@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +174,9 @@ class Arena:
         """Free the memory: the run is over on this node."""
         for slot in list(self.slots.values()):
             self.remove(slot)
-        shutil.rmtree(self.root, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.root.parent.rmdir()
+        # The lock goes last: until then no successor can move in and lose its files to us.
+        for path in sorted(self.root.iterdir(), key=lambda p: p.suffix == ".lock"):
+            path.unlink(missing_ok=True)
+        for directory in (self.root, self.root.parent):
+            with contextlib.suppress(OSError):
+                directory.rmdir()

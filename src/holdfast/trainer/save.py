@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from holdfast.errors import (
+    ClosedError,
     DeadlineError,
     HoldfastError,
     NotDueError,
@@ -92,11 +94,14 @@ class Save:
                     step=self.step,
                 )
 
+    def keep_answer(self) -> None:
+        """Remember what became of the step, for questions after the Checkpointer is closed."""
+        with contextlib.suppress(HoldfastError):
+            self._status(wait_s=0)
+
     def _targets(self, what: str) -> list[str]:
         if what == "staged":
             return ["staged"] if self._final is not None else []
-        if what == "memory":
-            return ["memory"]
         rules = {r.name: r for r in self._session.settings.tiers}
         if what == "durable":
             outliving = [n for n in rules if not rules[n].is_memory and n in self.due]
@@ -116,10 +121,16 @@ class Save:
     def _status(self, wait_s: float, targets: list[str] | None = None) -> SaveStatus:
         if self._final is not None:
             return self._final
+        if self._session.closed:
+            raise ClosedError(
+                f"the Checkpointer was closed before step {self.step} was settled",
+                hint="look with `holdfast ls URL`",
+                step=self.step,
+            )
         path = f"/save/{self.attempt}/{self.step}"
         query = {"wait_s": wait_s, "for": ",".join(targets or [])} if wait_s else {}
         status = self._session.ask(path, SaveStatus, timeout_s=wait_s + _ASK_S, query=query)
-        if status.settled and status.memory != "sealing":
+        if status.settled:
             self._final = status
         return status
 

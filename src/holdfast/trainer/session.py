@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from holdfast.config import Settings
-from holdfast.errors import AgentError, CapacityError, DeadlineError, HoldfastError
+from holdfast.errors import AgentError, CapacityError, ClosedError, DeadlineError, HoldfastError
 from holdfast.units import format_bytes
 from holdfast.wire import messages
 from holdfast.wire.client import AgentClient, Attachment
@@ -112,7 +112,9 @@ class Session:
         return False
 
     def revive(self) -> None:
-        """Like `ensure`, waiting for the new agent. Raises: DeadlineError."""
+        """Like `ensure`, waiting for the new agent. Raises: DeadlineError; ClosedError after `detach`."""
+        if self.closed:
+            raise ClosedError("this Checkpointer is closed", hint="look with `holdfast ls URL`, or make a new one")
         if not self.attachment.alive:
             ensure_agent(self.settings)
             self._reattach()
@@ -122,10 +124,20 @@ class Session:
         old = self.page
         current, saves, stall_ns = old.current_step, old.saves, old.stall_ns
         attempt, signal = old.attempt, old.stop_signal
+        old_files, self._pages = self._pages, []
         self.attachment.close()
-        self._attach(AgentClient(self.settings.arena / SOCKET))
+        try:
+            self._attach(AgentClient(self.settings.arena / SOCKET))
+        except HoldfastError:
+            self._pages = old_files
+            raise
         self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
         self.page.attempt, self.page.stop_signal = attempt, signal
+
+    @property
+    def closed(self) -> bool:
+        """Whether this session let go of the agent; it never starts another then."""
+        return self._closing.is_set()
 
     def ask(self, path: str, answer: type[T], *, timeout_s: float = _CALL_S, query: dict[str, object]) -> T:
         """A GET that survives the agent's death once: its successor is asked."""
@@ -270,6 +282,7 @@ class Session:
         for slot in self._slots.values():
             slot.page.release()
             slot.file.close()
-        for page, file in zip((self.page, self.run_page), self._pages[-2:], strict=True):
+        for page in (self.page, self.run_page):
             page.release()
+        for file in self._pages:
             file.close()

@@ -80,7 +80,7 @@ class Stopping:
 
     def _settled(self, step: int, nonce: int) -> bool:
         """Wait, bounded, until the proposal about this step is settled or withdrawn."""
-        run = self._session.run_page
+        run, page = self._session.run_page, self._session.page
         deadline = time.monotonic() + self._session.settings.stop_wait_s
         while run.proposal_nonce == nonce and self._session.attachment.alive:
             if run.proposal_state == ProposalState.SETTLED:
@@ -88,9 +88,12 @@ class Stopping:
             if run.proposal_state == ProposalState.WITHDRAWN:
                 return False
             if time.monotonic() > deadline:
+                if page.proposal_nack == nonce:
+                    # The agent answers neither: it hangs. Whoever did see it settle stops; the launcher ends the rest.
+                    return False
                 # Object: unless it settles this instant, nobody stops at this step.
-                self._session.page.proposal_nack = nonce
-                deadline = float("inf")
+                page.proposal_nack = nonce
+                deadline = time.monotonic() + self._session.settings.stop_wait_s
             time.sleep(_POLL_S)
         return False
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import msgspec
 
 from holdfast.config import Settings
-from holdfast.errors import AgentError, DeadlineError
+from holdfast.errors import AgentError, ConfigError, DeadlineError
 from holdfast.wire.client import AgentClient, connect
 
 SOCKET, LOG, CONFIG, LOCK = "agent.sock", "agent.log", "config.json", "agent.lock"
 _POLL_S = 0.02
-_RESPAWN_S = 5.0
+_RESPAWN_S = 2.0
+_LONGEST_SOCKET_PATH = 107
 
 
 def answers(arena: Path) -> bool:
@@ -34,6 +35,7 @@ def ensure_agent(settings: Settings) -> AgentClient:
     Raises: DeadlineError with the end of the agent's log when none answers in time.
     """
     arena = settings.arena
+    check_socket_path(arena)
     deadline = time.monotonic() + settings.agent_start_timeout_s
     spawn_at = 0.0
     while not answers(arena):
@@ -50,6 +52,16 @@ def ensure_agent(settings: Settings) -> AgentClient:
             spawn_at = now + _RESPAWN_S
         time.sleep(_POLL_S)
     return AgentClient(arena / SOCKET)
+
+
+def check_socket_path(arena: Path) -> None:
+    """Raises: ConfigError when the kernel would refuse the path of the socket for its length."""
+    length = len(os.fsencode(arena / SOCKET))
+    if length > _LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"the agent's socket {arena / SOCKET} has a path of {length} bytes, {_LONGEST_SOCKET_PATH} are allowed",
+            hint="set HOLDFAST_ARENA_DIR to a shorter directory",
+        )
 
 
 def spawn_agent(settings: Settings) -> None:

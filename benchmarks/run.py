@@ -6,6 +6,7 @@ Docs: docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A goal that is missed is a result, not an error. A case that fails costs its own numbers only.
     """
     args = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes of shared memory go then too
     console = Console() if sys.stdout.isatty() else Console(width=110)
     args.on.mkdir(parents=True, exist_ok=True)
     facts, began = record.machine(args.on), time.monotonic()
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except VariantError as e:
                 failed[name] = str(e)
             took_s[name] = round(time.monotonic() - case_began, 1)
+            console.print(f"{name}: {took_s[name]:.0f} s", style="dim")
             record.write(args.json, _record(args, facts, took_s, failed) | {"results": _results(results, args.quick)})
     report.show(console, results, facts, args.quick)
     for name, error in failed.items():

@@ -219,6 +219,15 @@ def test_explicit_deletion(tier):
         plan_delete(read_catalog(tier), lineage(tier), [CheckpointId(1, 20)])
 
 
+def test_a_person_may_delete_the_newest_while_another_loads(tier):
+    for step in (10, 20):
+        save(tier, 1, step)
+    execute_prune(tier, plan_delete(read_catalog(tier), lineage(tier), [CheckpointId(1, 20)]), authority=tier, owner=1)
+    assert loadable(tier) == [(1, 10)]
+    with pytest.raises(UsageError, match="last that can be loaded"):
+        plan_delete(read_catalog(tier), lineage(tier), [CheckpointId(1, 10)])
+
+
 def test_progress_is_told_per_checkpoint(tier):
     for step in (10, 20, 30):
         save(tier, 1, step)

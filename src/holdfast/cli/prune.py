@@ -36,8 +36,8 @@ def prune(  # noqa: PLR0913  one parameter per option
     """Delete checkpoints by plan.
 
     Prints what would go, and why, and deletes it with --yes: through the live agent of the run on this node if there is
-    one, else directly. The newest checkpoint that loads is never deleted, except by --everything, which is for starting
-    a run over. End the run's jobs on all nodes before that.
+    one, else directly. The last checkpoint that loads is never deleted, except by --everything, which is for starting a
+    run over. End the run's jobs on all nodes before that.
 
     \b
     Examples:

@@ -48,7 +48,7 @@ class Intent:
 def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None) -> Intent:
     """What to delete; nothing is done.
 
-    Raises: NotFoundError for a step that is not there; UsageError for the newest that loads.
+    Raises: NotFoundError for a step that is not there; UsageError when nothing would load any more.
     """
     if steps:
         home = plan_delete(run.catalog, run.lineage, dict.fromkeys(run.find(step).id for step in steps))
@@ -63,9 +63,11 @@ def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep
 
 
 def _same_there(run: Run, catalog: Catalog, ids: list[CheckpointId]) -> PrunePlan:
-    """The same checkpoints on another tier, but for the newest that loads there."""
-    newest = catalog.newest(run.lineage) or next((e for e in reversed(catalog.entries) if e.loadable), None)
-    there = [e.id for e in catalog if e.id in ids and not e.tombstoned and (newest is None or e.id != newest.id)]
+    """The same checkpoints on another tier, but for the last that loads there."""
+    there = {e.id for e in catalog if e.id in ids and not e.tombstoned}
+    loadable = {e.id for e in catalog if e.loadable and e.id in run.lineage} or {e.id for e in catalog if e.loadable}
+    if loadable and loadable <= there:
+        there.discard(max(loadable))
     return plan_delete(catalog, run.lineage, there)
 
 

@@ -87,22 +87,24 @@ def plan_prune(
 def plan_delete(catalog: Catalog, lineage: Lineage, checkpoints: Iterable[CheckpointId]) -> PrunePlan:
     """A plan for deleting exactly these. Pure.
 
-    Raises: NotFoundError; UsageError when the newest loadable checkpoint is among them.
+    The newest one may be among them (it may have diverged), as long as another stays that can be loaded.
+
+    Raises: NotFoundError; UsageError when nothing loadable would be left.
     """
-    newest = catalog.newest(lineage) or next((e for e in reversed(catalog.entries) if e.loadable), None)
-    reasons = {}
-    for checkpoint in checkpoints:
+    asked = set(checkpoints)
+    for checkpoint in sorted(asked):
         entry = catalog.get(checkpoint)
         if entry is None or entry.tombstoned:
             raise NotFoundError(f"{checkpoint} is not there", tier=catalog.tier, step=checkpoint.step)
-        if newest is not None and checkpoint == newest.id:
-            raise UsageError(
-                f"{checkpoint} is the newest that can be loaded and is never deleted",
-                hint="save a newer one first; to end the run, delete its directory",
-                tier=catalog.tier,
-            )
-        reasons[checkpoint] = Reason.ASKED
-    return _plan(catalog, reasons, ())
+    loadable = {e.id for e in catalog if e.loadable and e.id in lineage} or {e.id for e in catalog if e.loadable}
+    if loadable and loadable <= asked:
+        raise UsageError(
+            f"{max(loadable)} is the last that can be loaded and is never deleted",
+            hint="save another one first; `holdfast prune URL --everything` starts the run over",
+            tier=catalog.tier,
+            step=max(loadable).step,
+        )
+    return _plan(catalog, dict.fromkeys(sorted(asked), Reason.ASKED), ())
 
 
 def execute_prune(

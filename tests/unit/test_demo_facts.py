@@ -84,6 +84,12 @@ def test_a_restart_from_elsewhere_and_a_flush_that_was_over_are_surprises(summar
     assert len(told.surprises) == 2
 
 
+def test_a_restart_that_no_kill_caused_is_a_surprise(summary):
+    events = [e for e in made_up.killed(SCRIPT) if e["what"] != "kill" or e["scene"] != MID_FLUSH]
+    told = Summary(SCRIPT, summary.reference, read(events))
+    assert any("killed 2 times and started 4 times" in surprise for surprise in told.surprises)
+
+
 def test_a_run_that_was_not_killed_is_a_surprise(summary):
     assert Summary(SCRIPT, summary.reference, summary.reference).surprises
 

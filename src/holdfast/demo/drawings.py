@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.demo.facts import Interruption, Life, Pass, RunFacts
+from holdfast.demo.story import NODE_LOST
 from holdfast.report.svg import Drawing, Scale, axis_below, axis_left
 from holdfast.units import format_bytes, format_seconds
 
@@ -73,7 +74,8 @@ def _fall(drawing: Drawing, cut: Interruption, x: Scale, y: Scale) -> None:
 def close_up(run: RunFacts, number: int, killed_how: str) -> str:
     """The seconds around one kill, wide enough to see flushes, stalls and the load."""
     cut = run.interruptions[number - 1]
-    before, after = 1.0, 1.5
+    # A share of the width before and after, whatever the machine takes to come back.
+    before, after = 0.2 * cut.recovery_s, 0.3 * cut.recovery_s
     drawing = Drawing(_WIDTH, 182, f"Around kill {number}, {cut.scene}")
     x = Scale(cut.t - before, cut.life.training + after, _LEFT, _RIGHT)
     lanes = _Lanes(drawing, x, 50)
@@ -144,8 +146,9 @@ def _recovery(lanes: _Lanes, cut: Interruption) -> None:
 def recovery_parts(cut: Interruption) -> list[tuple[str, float, float]]:
     """What the time between the kill and the first new step went to."""
     life = cut.life
+    first = "torchrun starts" if cut.scene == NODE_LOST else "torchrun notices"
     return [
-        ("torchrun notices", cut.t, life.started),
+        (first, cut.t, life.started),
         ("Python, torch, model", life.started, life.ready),
         ("agent", life.ready, life.attached),
         ("load", life.attached, life.loaded),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from holdfast.demo import drawings
 from holdfast.demo.events import Event
+from holdfast.demo.facts import Flush
 from holdfast.demo.summary import HEAD, SCENES, Summary
 from holdfast.report.page import Card, Page, cards, data, figure, listing, paragraph, table
 from holdfast.units import format_bytes, format_seconds
 
 _CURVES_KEY = (
     ("pale", "never interrupted, without Holdfast"),
-    ("run", "killed three times"),
+    ("run", "killed and restarted"),
     ("again", "trained again"),
 )
 _LANES_KEY = (
@@ -123,13 +124,20 @@ def _close_ups(summary: Summary) -> list[str]:
 
 
 def _flush_rows(summary: Summary) -> list[Sequence[str]]:
-    due = {id(f) for f in summary.due_flushes()}
     return [
         (
             f"step {f.step}",
             str(f.attempt),
             format_bytes(f.size_bytes),
-            format_seconds(f.flush_s) + ("" if id(f) in due else ", promoted though not due"),
+            ", ".join([format_seconds(f.flush_s), *_circumstances(summary, f)]),
         )
         for f in summary.run.flushes
     ]
+
+
+def _circumstances(summary: Summary, flush: Flush) -> Iterator[str]:
+    if flush.step % summary.script.disk_every != 0:
+        yield "promoted though not due"
+    for number, cut in enumerate(summary.run.interruptions, 1):
+        if flush.saved < cut.t < flush.committed:
+            yield f"by the agent, after kill {number}"

@@ -40,6 +40,8 @@ class Summary:
         seen = [cut.scene for cut in self.run.interruptions]
         if seen != [scene for scene in EXPECTED_SOURCE if scene in seen] or len(seen) != len(EXPECTED_SOURCE):
             out.append(f"the job was to be killed {len(EXPECTED_SOURCE)} times and came back from: {seen}")
+        if len(self.run.lives) != len(seen) + 1:
+            out.append(f"the job was killed {len(seen)} times and started {len(self.run.lives)} times")
         for cut in self.run.interruptions:
             if cut.life.source != EXPECTED_SOURCE[cut.scene]:
                 out.append(f"{cut.scene}: came back from {cut.life.source or 'nothing'}")

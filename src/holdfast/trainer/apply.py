@@ -7,6 +7,7 @@ allocated. Plain values, optimizer settings and `load_state_dict` come last.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class LoadPlan:
         Keeps no view of the sources' buffers.
         """
         destinations = [_destination(live, entry.piece) for live, _, entry in self._copies]
-        copy(destinations, self._views(destinations))
+        _copy_into_live(destinations, self._views(destinations))
         for build in self._builds:
             build()
 
@@ -155,6 +156,18 @@ def _destination(live: torch.Tensor, piece: Piece) -> torch.Tensor:
         if stride == 0 and view.shape[dim] > 1:
             view = view.narrow(dim, 0, 1)
     return view
+
+
+def _copy_into_live(destinations: list[torch.Tensor], saved: list[torch.Tensor]) -> None:
+    """One call for all, but for live tensors that are a conjugate or a negative of their memory: it takes none."""
+    odd = [d.is_conj() or d.is_neg() for d in destinations]
+    if any(odd):
+        with torch.no_grad():
+            for d, s in compress(zip(destinations, saved, strict=True), odd):
+                d.copy_(s)
+        destinations = [d for d, o in zip(destinations, odd, strict=True) if not o]
+        saved = [s for s, o in zip(saved, odd, strict=True) if not o]
+    copy(destinations, saved)
 
 
 def _seen_like(destination: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:

@@ -89,6 +89,8 @@ class Matcher:
     def item(self, path: str, x: Any, scope: Scope) -> Build:
         """Match what stands at a path of its own."""
         value = self._take(path, scope)
+        if scope.rank is None and self.saved.is_own(path) and not isinstance(x, PerRank):
+            self.differences.different.append(f"{path} (marked per_rank in the checkpoint, not here)")
         if value is MISSING and not self._has_own_path(x) and not _holds_items(x):
             self.differences.missing.append(path)
             return lambda: x
@@ -98,7 +100,7 @@ class Matcher:
         self._seen_paths.add(path)
         return scope.tree.get(path, MISSING)
 
-    # -- values -----------------------------------------------------------------------------------------------------
+    # -- values -------------------------------------------------------------------------------------------------------
     def value(self, path: str, x: Any, value: Any, scope: Scope) -> Build:  # noqa: PLR0911  (one per kind of thing)
         """Match a live value with the saved one; what is found MISSING keeps the live value."""
         if isinstance(x, torch.Tensor):

@@ -39,9 +39,7 @@ class Picture:
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> Picture:
         names, kinds, own, tensors = _columns(blocks)
-        return cls(
-            names, kinds, own, tensors, list(map(_shape, tensors)), list(map(_dtype, tensors)), _addresses(tensors)
-        )
+        return cls(names, kinds, own, tensors, _shapes(names, tensors), list(map(_dtype, tensors)), _addresses(tensors))
 
     def next(self, blocks: Sequence[Block]) -> Picture | None:
         """The picture now: itself if nothing changed, None if names, shapes, dtypes or ties did.
@@ -115,6 +113,15 @@ def _columns(blocks: Sequence[Block]) -> tuple[list[str], list[Kind], list[bool]
         list(chain.from_iterable([b.own] * len(b.names) for b in blocks)),
         list(chain.from_iterable(b.tensors for b in blocks)),
     )
+
+
+def _shapes(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[torch.Size]:
+    try:
+        return list(map(_shape, tensors))
+    except RuntimeError:  # one has none yet: say which
+        for name, tensor in zip(names, tensors, strict=True):
+            check_tensor(name, tensor)
+        raise
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:

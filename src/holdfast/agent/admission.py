@@ -36,11 +36,11 @@ class Admission:
     async def launch(self, body: messages.Launch) -> messages.LaunchAnswer:
         """Admit one rank of a launch, waiting a moment for processes of the launch before.
 
-        Raises: RunBusyError; AgentError when trainer and agent speak different protocols.
+        Raises: RunBusyError; AgentError while it ends; ConfigError when trainer and agent speak different protocols.
         """
         agent = self._agent
         if body.protocol != messages.PROTOCOL:
-            raise AgentError(
+            raise ConfigError(
                 f"trainer speaks protocol {body.protocol}, this agent {messages.PROTOCOL}",
                 hint="two versions of holdfast on one node: end the old agent with `holdfast agent URL --stop`",
             )

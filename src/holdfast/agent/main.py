@@ -9,15 +9,19 @@ import fcntl
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from holdfast.agent.agent import Agent
 from holdfast.agent.server import Server
 from holdfast.errors import HoldfastError
-from holdfast.wire.spawn import LOCK, SOCKET, read_config
+from holdfast.wire.spawn import LOCK, SOCKET, answers, read_config
 
 log = logging.getLogger("holdfast.agent")
+
+_PREDECESSOR_S = 10.0
+_LOCK_POLL_S = 0.02
 
 
 def run(arena: Path) -> int:
@@ -40,18 +44,35 @@ def run(arena: Path) -> int:
 
 @contextlib.contextmanager
 def _lock(arena: Path) -> Iterator[bool]:
-    """Hold the arena's lock for the life of the process; False when somebody else does."""
-    arena.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(arena / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """Hold the arena's lock for the life of the process; False when another agent serves the arena."""
+    deadline = time.monotonic() + _PREDECESSOR_S
+    while (fd := _try_lock(arena)) is None:
+        # Whoever holds it may be on its way out: a trainer waits for us, and would try again only after seconds.
+        if answers(arena) or time.monotonic() > deadline:
             yield False
             return
+        time.sleep(_LOCK_POLL_S)
+    try:
         yield True
     finally:
         os.close(fd)
+
+
+def _try_lock(arena: Path) -> int | None:
+    """The locked file; None while somebody else holds it, or when it was removed by the one who did."""
+    arena.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        fd = os.open(arena / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:  # the directory went just now
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(arena / LOCK)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
 
 
 async def _serve(arena: Path) -> int:

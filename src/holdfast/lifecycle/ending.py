@@ -155,7 +155,12 @@ class Ending:
 
     def _durable(self, record: StepRecord) -> bool:
         names = [r.name for r in durable_order(self._ledger.rules)]
-        return any(n in record.tiers and record.tiers[n].state is TierState.COMMITTED for n in names)
+        # A step that was only loaded has no state per tier, but was listed.
+        return any(
+            record.id in self._ledger.books[n].standing
+            or (n in record.tiers and record.tiers[n].state is TierState.COMMITTED)
+            for n in names
+        )
 
     def _waits_for_sweep(self, record: StepRecord) -> bool:
         if self._durable(record):

@@ -32,6 +32,7 @@ from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent
 T = TypeVar("T")
 _CALL_S = 60.0
 _DEAL_POLL_S = 0.02
+_JOIN_POLL_S = 0.02
 _SLOT_POLL_S = 0.0005
 
 
@@ -72,9 +73,21 @@ class Session:
         self._fault_error: HoldfastError | None = None
         self._reviving_until = 0.0
         self._pages: list[MappedFile] = []
-        self._attach(ensure_agent(settings))
+        self._join(self._attach)
 
     # -- the attachment -----------------------------------------------------------------------------------------------
+    def _join(self, attach: Callable[[AgentClient], None]) -> None:
+        """Attach to the agent, or to the next one when the one that answers is on its way out."""
+        deadline = time.monotonic() + self.settings.agent_start_timeout_s
+        while True:
+            client = ensure_agent(self.settings)
+            try:
+                return attach(client)
+            except AgentError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_JOIN_POLL_S)
+
     def _attach(self, client: AgentClient) -> None:
         pid = os.getpid()
         launch = messages.Launch(
@@ -116,8 +129,7 @@ class Session:
         if self.closed:
             raise ClosedError("this Checkpointer is closed", hint="look with `holdfast ls URL`, or make a new one")
         if not self.attachment.alive:
-            ensure_agent(self.settings)
-            self._reattach()
+            self._join(lambda client: self._reattach())
 
     def _reattach(self) -> None:
         # The words that only this process knows must survive the new page.

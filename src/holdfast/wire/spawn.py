@@ -17,6 +17,7 @@ from holdfast.wire.client import AgentClient, connect
 SOCKET, LOG, CONFIG, LOCK = "agent.sock", "agent.log", "config.json", "agent.lock"
 _POLL_S = 0.02
 _RESPAWN_S = 2.0
+_MOVE_IN_TRIES = 5
 _LONGEST_SOCKET_PATH = 107
 
 
@@ -46,9 +47,9 @@ def ensure_agent(settings: Settings) -> AgentClient:
                 f"{log_tail(arena)}",
                 hint="run `holdfast doctor URL`, or raise HOLDFAST_AGENT_START_TIMEOUT_S",
             )
-        if now >= spawn_at:
+        if now >= spawn_at or not (arena / CONFIG).exists():
+            # Again when an agent that was on its way out took the settings along, and after a while in any case.
             spawn_agent(settings)
-            # Again after a while: the one that held the lock may have been on its way out.
             spawn_at = now + _RESPAWN_S
         time.sleep(_POLL_S)
     return AgentClient(arena / SOCKET)
@@ -68,9 +69,7 @@ def spawn_agent(settings: Settings) -> None:
     """Start an agent process and return at once. It lives in a session of its own, as nobody's child."""
     arena = settings.arena
     try:
-        arena.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_config(arena, settings)
-        log = os.open(arena / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = _move_in(arena, settings)
     except OSError as e:
         raise AgentError(
             f"cannot use the arena directory {arena}: {e.strerror}",
@@ -90,6 +89,19 @@ def spawn_agent(settings: Settings) -> None:
         )
     finally:
         os.close(log)
+
+
+def _move_in(arena: Path, settings: Settings) -> int:
+    """Make the directory and leave the settings there; returns the log, open. Raises: OSError."""
+    for last in (False,) * (_MOVE_IN_TRIES - 1) + (True,):
+        try:
+            arena.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_config(arena, settings)
+            return os.open(arena / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # an agent at its end removed the directory in between
+            if last:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _environment() -> dict[str, str]:

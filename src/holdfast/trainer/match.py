@@ -46,7 +46,9 @@ class Differences:
         if lines:
             raise StructureError(
                 "the state and the checkpoint differ; " + "; ".join(lines),
-                hint="load with strict=False to take what both have" if not self.different else "",
+                hint="build the model as it was saved, or load another step (`holdfast show URL` lists what is there)"
+                if self.different
+                else "load with strict=False to take what both have",
             )
 
 

@@ -63,6 +63,7 @@ class Admission:
         agent.loading.forget()
         self._reconfigure(msgspec.convert(body.settings, Settings))
         self.undeal()
+        agent.trainers_here = True
         agent.executor.tell_run(events.TrainersBack())
 
     def _reconfigure(self, settings: Settings) -> None:

@@ -36,6 +36,8 @@ log = logging.getLogger("holdfast.agent")
 T = TypeVar("T")
 NODE = "node0"
 _POLL_S = 0.012
+_IDLE_POLL_S = 0.1
+"""With no trainer alive pages change by nobody's hand but ours."""
 _WATCH_EVERY = 4
 """Look whether trainers live every so many polls: it reads /proc."""
 _ERRORS_KEPT = 100
@@ -54,7 +56,7 @@ class Agent:
         self._changed = asyncio.Condition()
         self._errors: deque[tuple[int, events.Error]] = deque(maxlen=_ERRORS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._trainers_here = False
+        self.trainers_here = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -81,8 +83,8 @@ class Agent:
         await self.ownership.find_again()
         self._adopt_slots()
         await self.ownership.read_catalogs()
-        self._trainers_here = self.launches.anyone_alive
-        if not self._trainers_here:
+        self.trainers_here = self.launches.anyone_alive
+        if not self.trainers_here:
             self.admission.undeal()
             self.executor.tell_run(events.TrainersGone())
 
@@ -114,17 +116,17 @@ class Agent:
             self.stopping.poll([t.page for t in self.launches.trainers.values()], complete=self.launches.complete)
             if self.run_page.heartbeat % _WATCH_EVERY == 0:
                 self._watch_trainers()
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_S if self.trainers_here else _IDLE_POLL_S)
 
     def _watch_trainers(self) -> None:
         here = self.launches.anyone_alive
-        if self._trainers_here and not here and not self.launches.all_closed:
+        if self.trainers_here and not here and not self.launches.all_closed:
             log.info("every trainer is gone")
             for rank in list(self.launches.trainers):
                 self.loading.unpin(rank)
             self.admission.undeal()
             self.executor.tell_run(events.TrainersGone())
-        self._trainers_here = here
+        self.trainers_here = here
 
     def terminate(self) -> None:
         """SIGTERM: promote within the grace, then end."""

@@ -100,6 +100,16 @@ def test_items_inside_containers_find_their_own_state():
     assert loader.table.tolist() == [4.0]
 
 
+def test_a_load_does_not_ask_for_what_it_replaces():
+    class Slow(Loader):
+        def state_dict(self):
+            raise AssertionError("not asked for")
+
+    live = Slow(0.0)
+    fill({"d": live}, images_of({"d": Loader(3.0)}))
+    assert live.position == 3.0
+
+
 class Loader:
     """Anything that keeps its state itself."""
 

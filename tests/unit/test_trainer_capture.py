@@ -339,6 +339,22 @@ def test_optimizer_names_follow_a_replaced_module():
         again.refresh({"m": two, "optimizer": optimizer})
 
 
+def test_state_that_torch_replaced_is_seen():
+    model = small_model()
+    optimizer = stepped(model)
+    state = {"m": model, "optimizer": optimizer}
+    again = Capture()
+    first = again.refresh(state)
+    optimizer.load_state_dict(optimizer.state_dict())
+    second = again.refresh(state)
+    name = "optimizer.state.0.weight.exp_avg"
+    assert second.tensors[name] is optimizer.state[model[0].weight]["exp_avg"]
+    assert second.structure is first.structure
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][:-1]
+    optimizer.state.pop(model[1].bias)
+    assert len(again.refresh(state).tensors) == len(first.tensors) - 3
+
+
 def test_optimizer_state_that_appears_is_seen():
     model = small_model()
     optimizer = torch.optim.AdamW(model.parameters())

@@ -91,7 +91,7 @@ def plan_load(
         UnsupportedValueError: the state holds something that cannot be saved.
         CorruptError: the images contradict each other, or do not hold every byte.
     """
-    live = Walk({}, {}).run(state)
+    live = Walk({}, {}, ask=False).run(state)
     picture = Picture.of(live.blocks)
     picture.structure()
     refuse_meta(picture.names, picture.tensors)

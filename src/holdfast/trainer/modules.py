@@ -7,7 +7,8 @@ module without hooks, extra state or methods of its own is read from its dicts d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -17,6 +18,8 @@ from torch.nn import Module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from holdfast.trainer.structure import Kind
+
+Container = dict[Any, Any] | list[Any] | set[Any]
 
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 _SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
@@ -39,15 +42,27 @@ class Block:
 
 
 class Watch:
-    """Whether the same objects still stand in the same dicts and lists, at the cost of one pass in C."""
+    """Whether the same objects still stand in the same dicts and lists, at the cost of two passes in C.
 
-    def __init__(self, views: Iterable[Iterable[Any]]) -> None:
-        self._views = list(views)  # dict views follow their dict
+    Args:
+        find: finds the containers anew: they can be replaced themselves, as `Optimizer.load_state_dict` does.
+    """
+
+    def __init__(self, find: Callable[[], Iterable[Container]]) -> None:
+        self._find = find
+        self._containers = list(find())
+        # Views follow their dict.
+        self._views = [v for c in self._containers for v in ((c.keys(), c.values()) if isinstance(c, dict) else (c,))]
         self._seen = list(chain.from_iterable(self._views))
 
     def unchanged(self) -> bool:
-        now = list(chain.from_iterable(self._views))
-        return len(now) == len(self._seen) and all(map(is_, now, self._seen))
+        return identical(self._find(), self._containers) and identical(chain.from_iterable(self._views), self._seen)
+
+
+def identical(now: Iterable[Any], before: Sequence[Any]) -> bool:
+    """Whether these are the same objects in the same order."""
+    found = list(now)
+    return len(found) == len(before) and all(map(is_, found, before))
 
 
 class PlainModule(Block):
@@ -60,7 +75,9 @@ class PlainModule(Block):
         self.parts = list(named_modules(module, path))
         for _, name, part in self.parts:
             self._read(name, part)
-        self._watch = Watch(view for _, _, part in self.parts for view in _views(part))
+        self._modules = [part for _, _, part in self.parts]
+        self._classes = list(map(type, self._modules))
+        self._watch = Watch(partial(_containers, self._modules))
 
     def _read(self, name: str, part: Module) -> None:
         for key, parameter in part._parameters.items():
@@ -71,17 +88,19 @@ class PlainModule(Block):
                 self.add(join(name, key), buffer, "buffer")
 
     def unchanged(self) -> bool:
-        return self._watch.unchanged()
+        return identical(map(type, self._modules), self._classes) and self._watch.unchanged()
 
 
-def _views(part: Module) -> Iterator[Iterable[Any]]:
-    for content in (part._parameters, part._buffers, part._modules):
-        yield content.keys()
-        yield content.values()
-    yield part._non_persistent_buffers_set
-    # A hook that is registered later shows as a new key here, and the module is no longer plain.
-    yield part._state_dict_hooks.keys()
-    yield part._state_dict_pre_hooks.keys()
+def _containers(parts: Sequence[Module]) -> Iterable[Container]:
+    """What says which tensors modules have. A hook that is registered later shows too: they are plain no longer."""
+    return chain(
+        [m._parameters for m in parts],
+        [m._buffers for m in parts],
+        [m._modules for m in parts],
+        [m._non_persistent_buffers_set for m in parts],
+        [m._state_dict_hooks for m in parts],
+        [m._state_dict_pre_hooks for m in parts],
+    )
 
 
 def join(path: str, key: object) -> str:

@@ -6,14 +6,16 @@ Here a parameter has the name it has in its module, found by identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from holdfast.errors import UnsupportedValueError
-from holdfast.trainer.modules import Block, Watch, join
+from holdfast.trainer.modules import Block, Container, Watch, join
 from holdfast.trainer.twin import Entries
 
 STATE = "state"
@@ -111,7 +113,7 @@ class OptimizerBlock(Block):
                 else:
                     self.only_tensors = False
         self._check_strangers()
-        self._watch = Watch(_views(named.optimizer))
+        self._watch = Watch(partial(_containers, named.optimizer))
 
     def unchanged(self) -> bool:
         """Plain entries change with each step, so with them the answer is no."""
@@ -133,12 +135,6 @@ def _without_memory(entries: Entries) -> Entries:
     return {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in entries.items()}
 
 
-def _views(optimizer: Optimizer) -> Iterator[Any]:
-    yield optimizer.state.keys()
-    yield optimizer.state.values()
-    yield optimizer.param_groups
-    for entries in optimizer.state.values():
-        yield entries.keys()
-        yield entries.values()
-    for group in optimizer.param_groups:
-        yield group["params"]
+def _containers(optimizer: Optimizer) -> Iterable[Container]:
+    groups = optimizer.param_groups
+    return chain([optimizer.state, groups], optimizer.state.values(), [group["params"] for group in groups])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 import torch
 
@@ -16,6 +17,8 @@ from holdfast.format.image import Template, write_plain
 from holdfast.model.image import Entry, Piece
 from holdfast.trainer.capture import Captured
 from holdfast.trainer.values import dtype_of
+
+_device = attrgetter("device")
 
 
 class Stager:
@@ -119,9 +122,9 @@ def copy(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     if not sources:
         return
     pairs: dict[tuple[torch.device, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    ways = {(d.device, s.device) for d, s in zip(destinations, sources, strict=True)}
-    if len(ways) == 1:
-        pairs[ways.pop()] = (destinations, sources)
+    places = [set(map(_device, tensors)) for tensors in (destinations, sources)]
+    if all(len(devices) == 1 for devices in places):
+        pairs[places[0].pop(), places[1].pop()] = (destinations, sources)
     else:
         for d, s in zip(destinations, sources, strict=True):
             to, of = pairs.setdefault((d.device, s.device), ([], []))

@@ -59,6 +59,7 @@ class Walk:
     Args:
         modules, optimizers: blocks of the last pass, used again where they still hold.
         foretell: take in the optimizer state that the first step will create.
+        ask: have objects with a `state_dict` give it; a load has no use for it, and some take long.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Walk:
         optimizers: Mapping[Where, OptimizerBlock],
         *,
         foretell: bool = False,
+        ask: bool = True,
     ) -> None:
         self._old_modules, self._old_optimizers = modules, optimizers
-        self._foretell = foretell
+        self._foretell, self._ask = foretell, ask
         self.modules: dict[Where, PlainModule] = {}
         self.optimizers: dict[Where, OptimizerBlock] = {}
         self.tree: dict[str, Any] = {}
@@ -95,7 +97,7 @@ class Walk:
     def blocks(self) -> list[Block]:
         return [*self.modules.values(), *self._loose.values(), *self.optimizers.values()]
 
-    # -- values -----------------------------------------------------------------------------------------------------
+    # -- values -------------------------------------------------------------------------------------------------------
     def _put(self, path: str, value: Any, *, own: bool) -> None:
         if value is ELSEWHERE:
             return
@@ -117,6 +119,8 @@ class Walk:
             self._late.append((path, x, own))
             return ELSEWHERE
         if is_stateful(x):
+            if not self._ask:
+                return ELSEWHERE
             self._put(path, self._nested(path, x, own, kind, x.state_dict()), own=own)
             return ELSEWHERE
         if type(x) in DICTS or type(x) in (list, tuple):
@@ -176,7 +180,7 @@ class Walk:
         if rest:
             self._put(path, rest, own=own)
 
-    # -- optimizers -------------------------------------------------------------------------------------------------
+    # -- optimizers ---------------------------------------------------------------------------------------------------
     def _finish_optimizers(self) -> None:
         """Last, because parameters are named by modules that may stand behind their optimizer in the state."""
         same_names = (

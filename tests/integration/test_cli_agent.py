@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -142,4 +141,3 @@ def test_a_living_run_is_listed_pruned_and_guarded(home, run):
         assert run("prune", home, "--everything", "--yes")[0] == 21
         assert run("agent", home, "--stop")[0] == 21
         assert run("verify", home, "--all")[0] == 0
-    shutil.rmtree(arena_of(f"file://{home}"), ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.cli import main
+from holdfast.config import Config, TierConfig
 from holdfast.format import names, plain
 from holdfast.format.image import lay_out, parse_header, seal, write_plain
 from holdfast.model.identity import CheckpointId, ImageId
@@ -19,6 +20,7 @@ from holdfast.store.commit import commit
 from holdfast.store.prune import execute_prune
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
+from holdfast.wire.spawn import write_config
 
 ROWS = 64
 PLAIN = {"epoch": 3, "betas": (0.9, 0.95), "w": plain.TensorRef("model.weight")}
@@ -258,10 +260,46 @@ def test_prune_deletes_a_step_and_only_that(home, run):
     assert left == [(1, 20), (1, 30), (1, 40), (2, 50)]
 
 
-def test_prune_never_deletes_the_newest(home, run):
+def test_prune_never_deletes_the_last_that_loads(home, run):
+    assert run("prune", home, "--step", 50, "--yes")[0] == 0
     before = keys(home)
-    assert run("prune", home, "--step", 50, "--yes")[0] == 2
+    assert run("prune", home, "--step", 10, "--step", 20, "--step", 30, "--yes")[0] == 2
     assert keys(home) == before
+
+
+@pytest.fixture
+def two_tiers(home, tmp_path):
+    """The run's configuration on this node knows a second tier, `far`, which has step 10, too."""
+    tiers = TierConfig("memory:"), TierConfig(f"{home}", name="near"), TierConfig(f"{tmp_path}/far", name="far")
+    settings = Config(tiers=tiers, run="run7").resolve()
+    settings.arena.mkdir(parents=True)
+    write_config(settings.arena, settings)
+    far = open_tier(f"file://{tmp_path}/far", name="far", owner="1.test")
+    claim(far, run="run7", parent=None, coordinator="")
+    for step in (10, 20):
+        save(far, 1, step)
+    far.close()
+    return tmp_path / "far"
+
+
+def test_a_step_goes_from_every_tier(home, two_tiers, run):
+    assert {s["step"]: s["tiers"] for s in run("ls", home)[1]["steps"]}[10] == ["near", "far"]
+    assert run("prune", home, "--step", 10, "--yes")[0] == 0
+    assert not path_of(home, 1, 10).exists()
+    assert not path_of(two_tiers, 1, 10).exists()
+
+
+def test_retention_is_that_of_one_tier(home, two_tiers, run):
+    assert run("prune", home, "--keep-last", 1, "--yes")[0] == 0
+    assert not path_of(home, 1, 10).exists()
+    assert path_of(two_tiers, 1, 10).exists()
+
+
+def test_retention_of_one_tier_is_refused_where_the_agent_would_delete_on_all(home, two_tiers, run, monkeypatch):
+    monkeypatch.setattr("holdfast.cli.runs.Run.owning_agent", object())
+    code, document = run("prune", home, "--keep-last", 1)
+    assert code == 2
+    assert "far" in document["message"]
 
 
 def test_prune_wants_one_way_of_saying_it(home, run):

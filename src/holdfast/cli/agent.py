@@ -15,7 +15,7 @@ from holdfast.cli.stopping import stop_agent
 from holdfast.errors import AgentError, UsageError
 from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.client import AgentClient
-from holdfast.wire.spawn import CONFIG, SOCKET, answers, write_config
+from holdfast.wire.spawn import CONFIG, SOCKET, answers, check_socket_path, write_config
 
 _CALL_S = 60.0
 
@@ -54,6 +54,7 @@ def agent(url: str | None, arena: Path | None, status: bool, stop: bool, as_json
 def _run(arena: Path, url: str | None) -> None:
     from holdfast.agent.main import run
 
+    check_socket_path(arena)
     if answers(arena):
         write(f"an agent serves {arena} already")
         return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from holdfast.cli.output import Bar
 from holdfast.cli.runs import MEMORY, Run
-from holdfast.errors import DeadlineError, NotFoundError, from_dict
+from holdfast.errors import DeadlineError, NotFoundError, UsageError, from_dict
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import Catalog, read_catalog
@@ -46,20 +46,35 @@ class Intent:
 
 
 def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None) -> Intent:
-    """What to delete; nothing is done.
+    """What to delete; nothing is done. A step goes from every tier; retention is that of the tier the URL names.
 
-    Raises: NotFoundError for a step that is not there; UsageError when nothing would load any more.
+    Raises: NotFoundError for a step that is not there; UsageError when nothing would load any more, or when the agent
+        would take from other tiers what is due to go from one.
     """
     if steps:
         home = plan_delete(run.catalog, run.lineage, dict.fromkeys(run.find(step).id for step in steps))
     else:
         home = plan_prune(run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every)
+        _refuse_elsewhere(run, [d.id for d in home.deletions])
     held = run.in_memory if run.owning_agent is not None else []
     intent = Intent(home, frozenset(CheckpointId(s.attempt, s.step) for s in held))
     for opened in run.tiers:
-        if opened.tier is not run.home:
+        if steps and opened.tier is not run.home:
             intent.others.append((opened.tier, _same_there(run, read_catalog(opened.tier), intent.ids)))
     return intent
+
+
+def _refuse_elsewhere(run: Run, ids: list[CheckpointId]) -> None:
+    """The agent deletes a checkpoint wherever it is: a short retention here must not cost a long one there."""
+    if run.owning_agent is None:
+        return
+    for opened in run.tiers:
+        there = [] if opened.tier is run.home else [e.id for e in read_catalog(opened.tier).committed if e.id in ids]
+        if there:
+            raise UsageError(
+                f"{max(there)} stands on {opened.name}, too, and the live agent deletes a checkpoint from every tier",
+                hint=f"set keep_last of {run.home.name} in the job's configuration, or name steps with --step",
+            )
 
 
 def _same_there(run: Run, catalog: Catalog, ids: list[CheckpointId]) -> PrunePlan:

@@ -9,24 +9,20 @@ from pathlib import Path
 from holdfast.cli.health.abilities import Abilities, try_out
 from holdfast.cli.health.finding import Finding, bad, ok, warn
 from holdfast.cli.health.mounts import existing, mount_of
+from holdfast.errors import ConfigError
 from holdfast.units import format_bytes, format_seconds
-from holdfast.wire.spawn import SOCKET
+from holdfast.wire.spawn import check_socket_path
 
-_SOCKET_PATH_BYTES = 107
-"""What `sockaddr_un` has room for, less the final zero."""
 _SLOW_FSYNC_S = 0.1
 _PASSING = frozenset({"overlay", "aufs"})
 
 
 def arena_abilities(arena: Path) -> Iterator[Finding]:
     """What the arena's file system must be able to do."""
-    socket_bytes = len(os.fsencode(arena / SOCKET))
-    if socket_bytes > _SOCKET_PATH_BYTES:
-        yield bad(
-            "arena-path",
-            f"{arena / SOCKET} has {socket_bytes} bytes; a socket's path may have {_SOCKET_PATH_BYTES}",
-            "set HOLDFAST_ARENA_DIR to a shorter path",
-        )
+    try:
+        check_socket_path(arena)
+    except ConfigError as e:
+        yield bad("arena-path", e.message, e.hint)
     where = existing(arena)
     try:
         can = try_out(where)

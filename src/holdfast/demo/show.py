@@ -17,6 +17,7 @@ from rich.console import Console
 
 import holdfast
 from holdfast.demo import page
+from holdfast.demo.events import Event
 from holdfast.demo.read import read
 from holdfast.demo.screen import Screen, print_summary
 from holdfast.demo.script import Script
@@ -42,19 +43,27 @@ def show(script: Script, out: Path, *, console: Console, keep: bool = False) -> 
     """
     out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="run-", dir=out))
-    with Screen(console, script) as screen:
-        screen.act("An undisturbed run", f"{script.steps} steps, never interrupted, without Holdfast")
-        undisturbed = train_undisturbed(work / "undisturbed", script, screen.tell)
-        screen.act("The same run, killed", f"memory every {script.memory_every} steps, disk every {script.disk_every}")
-        killed = train_and_be_killed(work / "killed", script, screen.tell)
-    summary = Summary(script, read(undisturbed), read(killed))
-    events = {"undisturbed": undisturbed, "killed": killed}
+    try:
+        events = _both_runs(script, work, console)
+    except KeyboardInterrupt:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    summary = Summary(script, read(events["undisturbed"]), read(events["killed"]))
     text = page.render(summary, events, command=_command(), machine=_machine())
     (out / PAGE).write_text(text)
     if not keep:
         shutil.rmtree(work)
     print_summary(console, summary)
     return Shown(summary, out / PAGE, work if keep else None)
+
+
+def _both_runs(script: Script, work: Path, console: Console) -> dict[str, list[Event]]:
+    with Screen(console, script) as screen:
+        screen.act("An undisturbed run", f"{script.steps} steps, never interrupted, without Holdfast")
+        undisturbed = train_undisturbed(work / "undisturbed", script, screen.tell)
+        screen.act("The same run, killed", f"memory every {script.memory_every} steps, disk every {script.disk_every}")
+        killed = train_and_be_killed(work / "killed", script, screen.tell)
+    return {"undisturbed": undisturbed, "killed": killed}
 
 
 def _command() -> str:

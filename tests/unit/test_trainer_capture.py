@@ -280,6 +280,27 @@ def test_an_unchanged_state_gives_the_same_objects():
     assert second.tree["optimizer"]["param_groups"][0]["lr"] == 0.5
 
 
+def test_a_tensor_that_comes_new_is_looked_at():
+    again = Capture()
+    again.refresh({"x": torch.zeros(2, 2), "n": 1})
+    for bad in (torch.zeros(2, 2, device="meta"), torch.zeros(2, 2).to_sparse()):
+        with pytest.raises(UnsupportedValueError, match="'x'"):
+            again.refresh({"x": bad, "n": 1})
+
+
+def test_a_tied_tensor_may_be_replaced_with_its_tie():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    again = Capture()
+    for _ in range(3):
+        shared = torch.nn.Parameter(torch.zeros(2, 2))
+        for part in model.values():
+            part.register_parameter("weight", shared)
+        captured = again.refresh({"m": model, "none": torch.empty(0), "nothing": torch.empty(0)})
+        assert captured.structure.aliases == {"m.b.weight": "m.a.weight"}
+        assert captured.tensors["m.a.weight"] is shared
+        assert "m.b.weight" not in captured.tensors
+
+
 def test_a_new_tensor_of_the_same_form_keeps_the_structure():
     again = Capture()
     first = again.refresh({"rng": torch.zeros(3), "x": torch.ones(1)})

@@ -16,7 +16,7 @@ from holdfast.errors import CorruptError, StructureError
 from holdfast.model.image import Entry, ImageHeader, Piece
 from holdfast.trainer.match import Build, Matcher
 from holdfast.trainer.per_rank import PerRank
-from holdfast.trainer.picture import Picture, refuse_meta
+from holdfast.trainer.picture import Picture
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
 from holdfast.trainer.stage import copy, rectangle, views_of
 from holdfast.trainer.walk import DICTS, Walk
@@ -93,8 +93,7 @@ def plan_load(
     """
     live = Walk({}, {}, ask=False).run(state)
     picture = Picture.of(live.blocks)
-    picture.structure()
-    refuse_meta(picture.names, picture.tensors)
+    picture.tensors_of(picture.structure())  # refuses what could not have been saved
     absent = [key for key in only or () if key not in state]
     if absent:
         raise StructureError(f"the state has no {', '.join(map(repr, absent))}", hint="`only` names keys of the state")

@@ -15,7 +15,7 @@ import torch
 from holdfast.trainer import values
 from holdfast.trainer.modules import PlainModule
 from holdfast.trainer.optimizers import OptimizerBlock
-from holdfast.trainer.picture import Picture, refuse_meta
+from holdfast.trainer.picture import Picture
 from holdfast.trainer.saved import OWN_PATHS
 from holdfast.trainer.structure import Structure
 from holdfast.trainer.walk import Walk, Where
@@ -70,13 +70,15 @@ class Capture:
         self._modules, self._optimizers = walk.modules, walk.optimizers
         before, last = self._last if self._last is not None else (None, None)
         picture = before.next(walk.blocks) if before is not None else None
-        if last is not None and picture is not None and picture is before:
-            return Captured(last.structure, last.tensors, last.own, walk.tree, walk.own_tree, walk.own_paths)
-        structure = last.structure if last is not None and picture is not None else None
-        picture = picture or Picture.of(walk.blocks)
-        structure = structure or picture.structure()
-        refuse_meta(picture.names, picture.tensors)
-        captured = Captured(structure, *picture.tensors_of(structure), walk.tree, walk.own_tree, walk.own_paths)
+        if picture is None or before is None or last is None:
+            picture = Picture.of(walk.blocks)
+            structure = picture.structure()
+            tensors, own = picture.tensors_of(structure)
+        else:
+            structure, tensors, own = last.structure, last.tensors, last.own
+            if picture is not before:
+                tensors, own = picture.tensors_after(before, tensors, own)
+        captured = Captured(structure, tensors, own, walk.tree, walk.own_tree, walk.own_paths)
         self._last = picture, captured
         return captured
 

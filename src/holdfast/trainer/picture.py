@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from operator import attrgetter, eq, is_
+from functools import cached_property
+from itertools import chain, compress
+from operator import attrgetter, eq, is_, is_not
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -16,11 +18,13 @@ from holdfast.trainer.modules import Block
 from holdfast.trainer.structure import Kind, Structure, TensorSpec
 from holdfast.trainer.values import dtype_name
 
+Tensors = Mapping[str, torch.Tensor]
+
 _shape = attrgetter("shape")
 _dtype = attrgetter("dtype")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Picture:
     """One moment. `addresses` are those of the first element, 0 for an empty tensor.
 
@@ -60,16 +64,19 @@ class Picture:
         if addresses == self.addresses and all(map(is_, tensors, self.tensors)):
             return self
         found = replace(self, tensors=tensors, addresses=addresses)
-        return found if found.ties() == self.ties() else None
+        return found if found.ties == self.ties else None
 
+    @cached_property
     def ties(self) -> dict[str, str]:
         """Further name -> first name of shared tensors that are one and the same memory, seen the same way."""
-        if len(set(self.addresses)) == len(self.addresses):
+        counts = Counter(self.addresses)
+        del counts[0]
+        if len(counts) + self.addresses.count(0) == len(self.addresses):
             return {}
         first: dict[object, str] = {}
         found: dict[str, str] = {}
         for name, tensor, address, own in zip(self.names, self.tensors, self.addresses, self.own, strict=True):
-            if address and not own:
+            if counts[address] > 1 and not own:
                 key = (address, tensor.dtype, tensor.shape, tensor.stride(), tensor.device, _lazy_bits(tensor))
                 if first.setdefault(key, name) != name:
                     found[name] = first[key]
@@ -78,7 +85,7 @@ class Picture:
     def structure(self) -> Structure:
         """Raises: UnsupportedValueError: two tensors with one name, or one that cannot be saved."""
         self._refuse_collisions()
-        aliases = self.ties()
+        aliases = self.ties
         parts: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] = ({}, {})
         for name, kind, own, tensor in zip(self.names, self.kinds, self.own, self.tensors, strict=True):
             check_tensor(name, tensor)
@@ -87,13 +94,26 @@ class Picture:
                 parts[own][name] = TensorSpec(tuple(tensor.shape), dtype_name(dtype), dtype.itemsize, kind)
         return Structure(*parts, aliases)
 
-    def tensors_of(self, structure: Structure) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The tensors of its shared part, and of its own."""
+    def tensors_of(self, structure: Structure) -> tuple[Tensors, Tensors]:
+        """The tensors of its shared part, and of its own. Raises: UnsupportedValueError: one has no memory yet."""
+        _refuse_meta(zip(self.names, self.tensors, strict=True))
         by_name = dict(zip(self.names, self.tensors, strict=True))
         own = {name: by_name[name] for name in structure.own}
-        if not own and not structure.aliases:
-            return by_name, own
         return {name: by_name[name] for name in structure.shared}, own
+
+    def tensors_after(self, before: Picture, shared: Tensors, own: Tensors) -> tuple[Tensors, Tensors]:
+        """As `tensors_of`, from what it was for an earlier picture of the same structure.
+
+        Raises: UnsupportedValueError: a tensor that came new cannot be saved.
+        """
+        now = {False: dict(shared), True: dict(own)}
+        new = compress(zip(self.names, self.tensors, self.own, strict=True), map(is_not, self.tensors, before.tensors))
+        for name, tensor, is_own in new:
+            check_tensor(name, tensor)
+            _refuse_meta([(name, tensor)])
+            if name in now[is_own]:  # a tied one's further names are not
+                now[is_own][name] = tensor
+        return now[False], now[True]
 
     def _refuse_collisions(self) -> None:
         seen: set[str] = set()
@@ -164,9 +184,8 @@ def _why_not(tensor: torch.Tensor) -> tuple[str, str] | None:
     return None
 
 
-def refuse_meta(names: Iterable[str], tensors: Iterable[torch.Tensor]) -> None:
-    """Raises: UnsupportedValueError, for a tensor that has no bytes yet."""
-    for name, tensor in zip(names, tensors, strict=True):
+def _refuse_meta(named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    for name, tensor in named:
         if tensor.is_meta:
             raise UnsupportedValueError(
                 f"the tensor {name!r} is on the meta device",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from operator import attrgetter
 
 import torch
@@ -32,6 +32,8 @@ class Stager:
         self._template = template
         self._entries = template.layout.entries
         self._views: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._names = [entry.piece.fqn for entry in self._entries]
+        self._parts = [(i, entry.piece) for i, entry in enumerate(self._entries) if not entry.piece.is_whole]
         self._sources: list[torch.Tensor] = []
         self._sources_of: tuple[object, object] | None = None
 
@@ -68,15 +70,12 @@ class Stager:
     def _sources_from(self, captured: Captured) -> list[torch.Tensor]:
         of = (captured.tensors, captured.own)
         if self._sources_of is None or any(a is not b for a, b in zip(of, self._sources_of, strict=True)):
-            self._sources = [source_of(entry.piece, captured.tensors, captured.own) for entry in self._entries]
+            tensors = {**captured.tensors, **captured.own}
+            self._sources = list(map(tensors.__getitem__, self._names))
+            for i, piece in self._parts:
+                self._sources[i] = rectangle(self._sources[i], piece)
             self._sources_of = of
         return self._sources
-
-
-def source_of(piece: Piece, shared: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The live tensor of a piece, or the part of it."""
-    tensor = (shared if piece.owner_rank is None else own)[piece.fqn]
-    return tensor if piece.is_whole else rectangle(tensor, piece)
 
 
 def rectangle(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:

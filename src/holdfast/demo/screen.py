@@ -38,6 +38,7 @@ class Screen:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            refresh_per_second=4,  # the processors are for training
             disable=not console.is_terminal,
         )
         self._zero = 0.0

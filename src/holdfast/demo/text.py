@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,16 +13,20 @@ from torch import Tensor
 _LEFT_OUT = frozenset({"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "encodings"})
 
 
-def standard_library(limit_bytes: int = 8 << 20) -> Tensor:
-    """The library's modules one after another, in the order of their names, as a vector of bytes."""
-    root = Path(sysconfig.get_path("stdlib"))
+def standard_library(limit_bytes: int = 4 << 20) -> Tensor:
+    """The library's modules one after another, in a fixed order, as a vector of bytes."""
     text = bytearray()
-    for path in sorted(root.rglob("*.py")):
-        if not _LEFT_OUT.intersection(path.relative_to(root).parts):
-            text += path.read_bytes()
+    for path in _modules():
+        text += path.read_bytes()
         if len(text) >= limit_bytes:
             break
     return torch.frombuffer(text, dtype=torch.uint8)
+
+
+def _modules() -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
+        subfolders[:] = sorted(set(subfolders) - _LEFT_OUT)
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
 class Batches:

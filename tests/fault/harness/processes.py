@@ -1,0 +1,143 @@
+"""Trainers and agents as processes: started, watched and killed by their ids."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.fault.harness.oracle import Violation
+
+ROOT = Path(__file__).parents[3]
+_POLL_S = 0.005
+
+
+class Zygote:
+    """The process that forks trainers. One per test session. Threads: one."""
+
+    def __init__(self) -> None:
+        environ = dict(os.environ)
+        paths = [str(ROOT / "tests/fault/site"), str(ROOT), str(ROOT / "src"), environ.get("PYTHONPATH", "")]
+        environ["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+        command = [sys.executable, "-m", "tests.fault.harness.zygote"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, cwd=ROOT)
+        self._pending = b""
+        self._new: list[int] = []
+        self.exits: dict[int, int] = {}
+        self._until(lambda: bool(self._new), 60.0)
+        self._new.clear()
+
+    def fork(self, job: dict[str, Any], environ: dict[str, str], out: Path) -> int:
+        """The process id of a new trainer."""
+        assert self._process.stdin is not None
+        request = {"job": job, "environ": environ, "out": str(out)}
+        self._process.stdin.write((json.dumps(request) + "\n").encode())
+        self._process.stdin.flush()
+        self._until(lambda: bool(self._new), 30.0)
+        return self._new.pop()
+
+    def code(self, pid: int) -> int | None:
+        """How a trainer ended; None while it lives."""
+        self._read(0.0)
+        return self.exits.get(pid)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10.0)
+        self._process.stdout.close()
+
+    def _until(self, there: Callable[[], bool], limit_s: float) -> None:
+        end = time.monotonic() + limit_s
+        while not there():
+            if time.monotonic() > end or self._process.poll() is not None:
+                raise RuntimeError(f"the zygote does not answer (exit code {self._process.poll()})")
+            self._read(0.1)
+
+    def _read(self, wait_s: float) -> None:
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        while select.select([fd], [], [], wait_s)[0]:
+            data = os.read(fd, 1 << 16)
+            if not data:
+                return
+            *lines, self._pending = (self._pending + data).split(b"\n")
+            for line in map(json.loads, lines):
+                if "exit" in line:
+                    self.exits[line["exit"]] = line["status"]
+                else:
+                    self._new.append(line.get("pid", 0))
+            wait_s = 0.0
+
+
+class Trainer:
+    """One rank of one life."""
+
+    def __init__(self, zygote: Zygote, pid: int, out: Path) -> None:
+        self.pid = pid
+        self.out = out
+        self._zygote = zygote
+
+    @property
+    def code(self) -> int | None:
+        return self._zygote.code(self.pid)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """And wait until it is gone."""
+        if self.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+            if number == signal.SIGKILL:
+                self.wait(10.0)
+
+    def wait(self, limit_s: float) -> int:
+        """Its exit code. Raises: Violation when it does not end."""
+        end = time.monotonic() + limit_s
+        while self.code is None:
+            if time.monotonic() > end:
+                raise Violation(f"trainer {self.pid} did not end within {limit_s:g} s; it wrote: {self.said()}")
+            time.sleep(_POLL_S)
+        assert self.code is not None
+        return self.code
+
+    def said(self) -> str:
+        return self.out.read_text()[-3000:] if self.out.exists() else ""
+
+
+def agents_of(arena: Path) -> list[int]:
+    """Process ids of agents whose arena lies under this directory: the running one, and any that is starting."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                if b"holdfast.agent" in words and any(w.startswith(os.fsencode(arena) + b"/") for w in words):
+                    found.append(int(entry.name))
+    return found
+
+
+def kill_all(pids: list[int]) -> None:
+    """SIGKILL, and wait until they are gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 10.0
+    while any(_alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(_POLL_S)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in b"ZX"

@@ -1,0 +1,209 @@
+"""Faults for processes under test: at a named function, before or after its nth call, this process is killed, slowed,
+held up or counted. Production code has no seams for this; functions are wrapped as their module is imported.
+
+The plan is a JSON file named by HOLDFAST_TEST_FAULTS, so that the agent a trainer starts has the same one. What fired
+is appended to the plan's `fired` file: a test proves that its fault happened, and what happened once does not happen
+again in the next process.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+VARIABLE = "HOLDFAST_TEST_FAULTS"
+TRAINER, AGENT = "trainer", "agent"
+_PAUSE_POLL_S = 0.002
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens where.
+
+    `at` is `module:function` or `module:Class.method`. `do` is kill, sleep (`arg` seconds), pause (until the file
+    `arg` exists) or count. kill and pause happen once, at call `nth` of a process; sleep and count at every call.
+    """
+
+    process: str
+    at: str
+    when: str = "before"
+    nth: int = 1
+    do: str = "kill"
+    arg: str = ""
+    rank: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.process} {self.do} {self.when} {self.at} #{self.nth}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything injected into the processes of one test. `defects` are names in defects.py; below `disk` it is
+    recorded what a power cut would leave (disk.py)."""
+
+    fired: str
+    faults: tuple[Fault, ...] = ()
+    defects: tuple[str, ...] = ()
+    disk: str = ""
+
+    def write(self, path: Path) -> None:
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(self)))
+        temporary.replace(path)
+
+
+def read_plan(path: str) -> Plan:
+    data = json.loads(Path(path).read_text())
+    faults = tuple(Fault(**f) for f in data.pop("faults"))
+    return Plan(data["fired"], faults, tuple(data["defects"]), data["disk"])
+
+
+def install_in_agent() -> None:
+    """Called at the start of every Python process but the trainers, which are forked."""
+    if "holdfast.agent" in sys.orig_argv:
+        install(AGENT)
+
+
+def install(process: str, rank: int = 0) -> None:
+    """Put the plan's faults into this process. Before anything of holdfast is imported."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
+    plan = read_plan(path)
+    if plan.disk:
+        from tests.fault.inject.disk import record
+
+        record(plan.disk)
+    hook = _Hook()
+    for name in plan.defects:
+        from tests.fault.inject.defects import DEFECTS
+
+        DEFECTS[name](hook.patch)
+    tally = _Tally(plan.fired)
+    for fault in plan.faults:
+        if fault.process == process and fault.rank == rank:
+            hook.patch(fault.at, functools.partial(_wrapped, fault=fault, tally=tally))
+    sys.meta_path.insert(0, hook)
+
+
+@dataclass
+class _Tally:
+    """Calls counted in this process; what fired, in a file that outlives it."""
+
+    path: str
+    calls: Counter[Fault] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, fault: Fault) -> int:
+        with self.lock:
+            self.calls[fault] += 1
+            return self.calls[fault]
+
+    def note(self, fault: Fault, *, once: bool) -> bool:
+        """Write down that it fires now; False if it must not, because it did before."""
+        line = f"{fault}\n"
+        with self.lock:
+            if once and os.path.exists(self.path) and line in Path(self.path).read_text().splitlines(keepends=True):
+                return False
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(fd, line.encode())
+            os.close(fd)
+            return True
+
+
+def _fire(fault: Fault, tally: _Tally) -> None:
+    once = fault.do in ("kill", "pause")
+    if (once and tally.count(fault) != fault.nth) or not tally.note(fault, once=once):
+        return
+    if fault.do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # delivery is not instant; nothing may run meanwhile
+    elif fault.do == "sleep":
+        time.sleep(float(fault.arg))
+    elif fault.do == "pause":
+        while not os.path.exists(fault.arg):
+            time.sleep(_PAUSE_POLL_S)
+
+
+def _wrapped(function: Callable[..., Any], *, fault: Fault, tally: _Tally) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            if fault.when == "before":
+                _fire(fault, tally)
+            result = await function(*args, **kwargs)
+            if fault.when == "after":
+                _fire(fault, tally)
+            return result
+
+        return later
+
+    @functools.wraps(function)
+    def at_once(*args: Any, **kwargs: Any) -> Any:
+        if fault.when == "before":
+            _fire(fault, tally)
+        result = function(*args, **kwargs)
+        if fault.when == "after":
+            _fire(fault, tally)
+        return result
+
+    return at_once
+
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Patch = Callable[[str, Wrap], None]
+
+
+class _Hook(importlib.abc.MetaPathFinder):
+    """Wraps functions right after their module ran, before anybody can have imported them from it."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, list[tuple[str, Wrap]]] = {}
+
+    def patch(self, at: str, wrap: Wrap) -> None:
+        name, _, path = at.partition(":")
+        if name in sys.modules:
+            _replace(sys.modules[name], path, wrap)
+        else:
+            self._wanted.setdefault(name, []).append((path, wrap))
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self._wanted:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                for inner, wrap in self._wanted[fullname]:
+                    _replace(module, inner, wrap)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _replace(module: ModuleType, path: str, wrap: Wrap) -> None:
+    owner: Any = module
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    setattr(owner, name, wrap(getattr(owner, name)))

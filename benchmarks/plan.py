@@ -19,10 +19,11 @@ class Plan:
     pairs: int
     warm_up: int
     saves: int
+    quiet_steps: int
 
 
-FULL = Plan(size="full", pairs=15, warm_up=2, saves=100)
-QUICK = Plan(size="quick", pairs=3, warm_up=1, saves=20)
+FULL = Plan(size="full", pairs=15, warm_up=2, saves=100, quiet_steps=40)
+QUICK = Plan(size="quick", pairs=3, warm_up=1, saves=20, quiet_steps=10)
 
 
 @dataclass(frozen=True, slots=True)

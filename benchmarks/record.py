@@ -24,7 +24,7 @@ FLOORS = {
     "checked copy": "a fresh process maps a file of /dev/shm, CRC64NVMEs every block and copies it, 2 threads",
     "checked copy, 1 thread": "the same with one thread",
     "steady save": "median stall of the three saves that follow in the same process",
-    "median step": "median of the 40 steps just before the save",
+    "median step": "median of the quiet steps (40 in a full run) just before the save",
 }
 
 

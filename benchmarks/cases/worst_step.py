@@ -10,7 +10,6 @@ from benchmarks.plan import Bench
 from benchmarks.record import Number
 
 GOAL = 1.5
-_QUIET_STEPS = 40
 
 
 def worst_step(bench: Bench) -> list[Number]:
@@ -26,7 +25,7 @@ def _at(bench: Bench, threads: int) -> list[Number]:
         samples = []
         for index in range(bench.plan.warm_up + bench.plan.pairs):
             bench.say(f"worst step, {threads} threads: {index + 1}")
-            quiet = trainer.ask("quiet", steps=_QUIET_STEPS)["steps_s"]
+            quiet = trainer.ask("quiet", steps=bench.plan.quiet_steps)["steps_s"]
             samples.append({"quiet_s": quiet, **trainer.ask("flushing")})
         trainer.ask("discard")
     return _numbers(samples[bench.plan.warm_up :], samples, threads)

@@ -81,9 +81,12 @@ class Admission:
         write_config(agent.root, settings)
 
     def undeal(self) -> None:
-        """No trainer lives: free slots are nobody's, until the next launch prepares."""
+        """A launch begins: slots are nobody's until its ranks prepare, held ones too.
+
+        Not before: a rank whose slots are all held would seem to lack room, and older memory would yield to nobody.
+        """
         for slot in self._agent.arena.slots.values():
-            if slot.page.dealt_rank >= 0 and slot.page.state == SlotState.FREE:
+            if slot.page.dealt_rank >= 0:
                 self._undeal(slot)
 
     def _undeal(self, slot: Slot) -> None:
@@ -102,7 +105,8 @@ class Admission:
             if slot.page.dealt_rank == body.rank and slot.number not in keep:
                 # Outgrown: too small for this rank's images now.
                 self._undeal(slot)
-        for slot in slots:
+        # Free ones first, for the reason above.
+        for slot in sorted(slots, key=lambda s: s.page.state != SlotState.FREE):
             if slot.ready:
                 self._deal(slot, body.rank)
             elif slot.number not in self._readying:

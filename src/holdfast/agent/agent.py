@@ -85,7 +85,6 @@ class Agent:
         await self.ownership.read_catalogs()
         self.trainers_here = self.launches.anyone_alive
         if not self.trainers_here:
-            self.admission.undeal()
             self.executor.tell_run(events.TrainersGone())
 
     def _open_run_page(self) -> None:
@@ -124,7 +123,6 @@ class Agent:
             log.info("every trainer is gone")
             for rank in list(self.launches.trainers):
                 self.loading.unpin(rank)
-            self.admission.undeal()
             self.executor.tell_run(events.TrainersGone())
         self.trainers_here = here
 

@@ -31,6 +31,7 @@ from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent
 
 T = TypeVar("T")
 _CALL_S = 60.0
+_CALL_TRIES = 4
 _DEAL_POLL_S = 0.02
 _JOIN_POLL_S = 0.02
 _SLOT_POLL_S = 0.0005
@@ -137,12 +138,17 @@ class Session:
         current, saves, stall_ns = old.current_step, old.saves, old.stall_ns
         attempt, signal = old.attempt, old.stop_signal
         old_files, self._pages = self._pages, []
+        old_pages = (old, self.run_page)
         self.attachment.close()
         try:
             self._attach(AgentClient(self.settings.arena / SOCKET))
         except HoldfastError:
             self._pages = old_files
             raise
+        for page in old_pages:
+            page.release()
+        for file in old_files:
+            file.close()
         self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
         self.page.attempt, self.page.stop_signal = attempt, signal
 
@@ -152,20 +158,25 @@ class Session:
         return self._closing.is_set()
 
     def ask(self, path: str, answer: type[T], *, timeout_s: float = _CALL_S, query: dict[str, object]) -> T:
-        """A GET that survives the agent's death once: its successor is asked."""
-        try:
-            return self.client.get(path, answer, timeout_s=timeout_s, **query)
-        except AgentError:
-            self.revive()
-            return self.client.get(path, answer, timeout_s=timeout_s, **query)
+        """A GET that survives the agent's death: its successor is asked."""
+        return self._survive(lambda: self.client.get(path, answer, timeout_s=timeout_s, **query))
 
     def tell(self, path: str, body: object, answer: type[T], *, timeout_s: float = _CALL_S) -> T:
-        """A POST that survives the agent's death once. Every POST of the protocol is idempotent."""
-        try:
-            return self.client.post(path, body, answer, timeout_s=timeout_s)
-        except AgentError:
-            self.revive()
-            return self.client.post(path, body, answer, timeout_s=timeout_s)
+        """A POST that survives the agent's death. Every POST of the protocol may be said twice."""
+        return self._survive(lambda: self.client.post(path, body, answer, timeout_s=timeout_s))
+
+    def _survive(self, call: Callable[[], T]) -> T:
+        """`call()`, again with the next agent when this one is gone or going.
+
+        A dying agent drops the call before its listening socket: so the attachment is given up first, whatever it says.
+        """
+        for _ in range(_CALL_TRIES - 1):
+            try:
+                return call()
+            except AgentError:
+                self.attachment.close()
+                self.revive()
+        return call()
 
     # -- slots --------------------------------------------------------------------------------------------------------
     def prepare(self, image_bytes: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.images import fill, images_of
 
 import holdfast
-from holdfast.errors import CorruptError, StructureError, UnsupportedValueError
+from holdfast.errors import CorruptError, LoadError, StructureError, UnsupportedValueError
 from holdfast.model.identity import ImageId
 from holdfast.trainer.apply import Source, plains_needed, plan_load
 
@@ -98,6 +98,27 @@ def test_items_inside_containers_find_their_own_state():
     assert live["nets"][1] == {"n": 4.0}
     assert loader.position == 4.0
     assert loader.table.tolist() == [4.0]
+
+
+def test_what_a_users_code_raises_is_told_with_its_path():
+    class Failing(Loader):
+        def load_state_dict(self, state):
+            raise KeyError("position")
+
+    images = images_of({"d": {"train": Loader(1.0)}})
+    with pytest.raises(LoadError, match=r"load_state_dict of 'd\.train' raised KeyError: 'position'"):
+        fill({"d": {"train": Failing(0.0)}}, images)
+
+
+def test_what_torch_raises_is_a_load_error(monkeypatch):
+    images = images_of({"t": torch.ones(2)})
+
+    def fail(*_, **__):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(torch, "_foreach_copy_", fail)
+    with pytest.raises(LoadError, match="cannot be filled: device lost"):
+        fill({"t": torch.zeros(2)}, images)
 
 
 def test_a_load_does_not_ask_for_what_it_replaces():

@@ -207,6 +207,17 @@ def test_stateful_objects_stand_under_their_own_path():
     assert captured.tree == {"data.train": {"pos": 4, "rng": TensorRef("data.train.rng")}, "data": {"epoch": 2}}
 
 
+def test_an_object_that_cannot_give_its_state_is_named():
+    class Broken:
+        def state_dict(self):
+            raise RuntimeError("workers are gone")
+
+        def load_state_dict(self, state): ...
+
+    with pytest.raises(UnsupportedValueError, match=r"'data\.train' cannot give .*: RuntimeError: workers are gone"):
+        capture({"data": {"train": Broken()}})
+
+
 def test_per_rank_values_stand_apart():
     captured = capture({"rng": holdfast.per_rank(torch.zeros(4)), "x": {"y": holdfast.per_rank({"n": 1})}, "e": 1})
     assert list(captured.structure.own) == list(captured.own) == ["rng"]
@@ -283,7 +294,9 @@ def test_an_unchanged_state_gives_the_same_objects():
 def test_a_tensor_that_comes_new_is_looked_at():
     again = Capture()
     again.refresh({"x": torch.zeros(2, 2), "n": 1})
-    for bad in (torch.zeros(2, 2, device="meta"), torch.zeros(2, 2).to_sparse()):
+    freed = torch.zeros(2, 2)
+    freed.untyped_storage().resize_(0)
+    for bad in (torch.zeros(2, 2, device="meta"), torch.zeros(2, 2).to_sparse(), freed):
         with pytest.raises(UnsupportedValueError, match="'x'"):
             again.refresh({"x": bad, "n": 1})
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import CorruptError, StructureError
+from holdfast.errors import CorruptError, LoadError, StructureError
 from holdfast.model.image import Entry, ImageHeader, Piece
 from holdfast.trainer.match import Build, Matcher
 from holdfast.trainer.per_rank import PerRank
@@ -46,9 +46,14 @@ class LoadPlan:
         """Fill the state. If it raises, the live state is undefined and can be loaded again.
 
         Keeps no view of the sources' buffers.
+
+        Raises: LoadError: torch, or a `load_state_dict` of the user's, failed.
         """
         destinations = [_destination(live, entry.piece) for live, _, entry in self._copies]
-        _copy_into_live(destinations, self._views(destinations))
+        try:
+            _copy_into_live(destinations, self._views(destinations))
+        except RuntimeError as e:  # a live tensor that torch lets nobody write, a device that is full or gone
+            raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
         for build in self._builds:
             build()
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from holdfast.errors import StructureError
+from holdfast.errors import HoldfastError, LoadError, StructureError
 from holdfast.format.plain import TensorRef
 from holdfast.trainer.match_optimizer import match_optimizer
 from holdfast.trainer.modules import loads_itself, state_dict_of
@@ -229,7 +229,7 @@ class Matcher:
         build = self.new(value, scope)
 
         def load() -> Any:
-            x.load_state_dict(build())
+            _give(path, x.load_state_dict, build())
             return x
 
         return load
@@ -258,7 +258,7 @@ class Matcher:
         def load() -> Any:
             for key, x in content.items():
                 content[key] = rest[key]() if key in rest else x.detach() if isinstance(x, torch.Tensor) else x
-            module.load_state_dict(content)
+            _give(path, module.load_state_dict, content)
             return module
 
         return load
@@ -293,7 +293,7 @@ class Matcher:
             return lambda: mark.value
         scopes = [Scope(rank, self.saved.tree(rank)) for rank in range(before)]
         parts = [self.new(scope.tree.get(path), scope) for scope in scopes]
-        return lambda: _adopt(mark.value, policy([build() for build in parts], self._rank, now))
+        return lambda: _adopt(path, mark.value, _give(path, policy, [b() for b in parts], self._rank, now))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
     def note_unexpected(self, only: Collection[str] | None) -> None:
@@ -344,12 +344,23 @@ def _set_mark(mark: PerRank, build: Build) -> PerRank:
     return mark
 
 
-def _adopt(live: Any, value: Any) -> Any:
+def _give(path: str, take: Callable[..., Any], *values: Any) -> Any:
+    """Call code of the user's. Raises: LoadError with the path, whatever it raises."""
+    try:
+        return take(*values)
+    except HoldfastError:
+        raise
+    except Exception as e:
+        name = getattr(take, "__qualname__", repr(take))
+        raise LoadError(f"{name} of {path!r} raised {type(e).__name__}: {e}") from e
+
+
+def _adopt(path: str, live: Any, value: Any) -> Any:
     """Put a value that the user's callable made where the live one is."""
     if isinstance(live, torch.Tensor) and isinstance(value, torch.Tensor) and live.shape == value.shape:
         with torch.no_grad():
             return live.copy_(value)
     if is_stateful(live):
-        live.load_state_dict(value)
+        _give(path, live.load_state_dict, value)
         return live
     return value

@@ -96,7 +96,7 @@ class Picture:
 
     def tensors_of(self, structure: Structure) -> tuple[Tensors, Tensors]:
         """The tensors of its shared part, and of its own. Raises: UnsupportedValueError: one has no memory yet."""
-        _refuse_meta(zip(self.names, self.tensors, strict=True))
+        _refuse_no_memory(zip(self.names, self.tensors, strict=True))
         by_name = dict(zip(self.names, self.tensors, strict=True))
         own = {name: by_name[name] for name in structure.own}
         return {name: by_name[name] for name in structure.shared}, own
@@ -110,7 +110,7 @@ class Picture:
         new = compress(zip(self.names, self.tensors, self.own, strict=True), map(is_not, self.tensors, before.tensors))
         for name, tensor, is_own in new:
             check_tensor(name, tensor)
-            _refuse_meta([(name, tensor)])
+            _refuse_no_memory([(name, tensor)])
             if name in now[is_own]:  # a tied one's further names are not
                 now[is_own][name] = tensor
         return now[False], now[True]
@@ -184,10 +184,14 @@ def _why_not(tensor: torch.Tensor) -> tuple[str, str] | None:
     return None
 
 
-def _refuse_meta(named: Iterable[tuple[str, torch.Tensor]]) -> None:
+def _refuse_no_memory(named: Iterable[tuple[str, torch.Tensor]]) -> None:
     for name, tensor in named:
         if tensor.is_meta:
             raise UnsupportedValueError(
                 f"the tensor {name!r} is on the meta device",
                 hint="materialise it (`module.to_empty(device=...)`) first",
+            )
+        if tensor.numel() and not _address(tensor):
+            raise UnsupportedValueError(
+                f"the memory of the tensor {name!r} is freed", hint="save and load where it is whole"
             )

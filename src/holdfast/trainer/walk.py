@@ -53,6 +53,14 @@ def rebuild(container: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
 DICTS = (dict, OrderedDict, defaultdict, Counter)
 
 
+def _ask(path: str, method: Callable[[], Any]) -> Any:
+    """Call code of the user's. Raises: UnsupportedValueError with the path, whatever it raises."""
+    try:
+        return method()
+    except Exception as e:
+        raise UnsupportedValueError(f"{path!r} cannot give its state_dict(): {type(e).__name__}: {e}") from e
+
+
 class Walk:
     """What one pass found. Blocks come in a fixed order: modules, what stands loose, optimizers.
 
@@ -121,7 +129,7 @@ class Walk:
         if is_stateful(x):
             if not self._ask:
                 return ELSEWHERE
-            self._put(path, self._nested(path, x, own, kind, x.state_dict()), own=own)
+            self._put(path, self._nested(path, x, own, kind, _ask(path, x.state_dict)), own=own)
             return ELSEWHERE
         if type(x) in DICTS or type(x) in (list, tuple):
             return self._nested(path, x, own, kind, x)
@@ -169,7 +177,7 @@ class Walk:
     def _asked_module(self, path: str, module: Module, own: bool) -> None:
         """A module that says itself what its state is."""
         self._other_modules.append((path, module))
-        content, names = state_dict_of(module, path)
+        content, names = _ask(path, lambda: state_dict_of(module, path))
         parameters = {id(p) for p in module.parameters()}
         rest: dict[str, Any] = {}
         for key, x in content.items():

@@ -395,6 +395,14 @@ def test_keys_that_are_none_are_refused(tier, place, key):
     assert place.stored() == {}
 
 
+def test_settle_changes_nothing_and_bears_nothing_there(tier, place):
+    publish(tier, KEY, b"image")
+    for prefix in ("", "images/", "images/00000001/", KEY, "never/was/", "im"):
+        tier.settle(prefix)
+        tier.settle(prefix)
+    assert place.stored() == {KEY: b"image"}
+
+
 # Left-overs -----------------------------------------------------------------------------------------------------------
 def test_sweep_removes_unfinished_uploads_of_an_owner(tier, place):
     for owner in ("1.dead", "10.alive"):

@@ -102,6 +102,34 @@ def test_a_directory_made_anew_by_another_process_is_synced_again(tier, fsync):
     assert f"{tier.root}/a" in fsync.synced
 
 
+def test_settle_syncs_what_another_process_renamed(tier, fsync):
+    os.makedirs(f"{tier.root}/images/1/2")
+    for name in ("a", "b"):
+        with open(f"{tier.root}/images/1/2/{name}", "wb") as f:
+            f.write(b"x")
+    fsync.synced.clear()
+    tier.settle("images/1/2/")
+    assert fsync.synced == [f"{tier.root}/images/1/2", f"{tier.root}/images/1", f"{tier.root}/images", tier.root]
+    tier.put("top", memoryview(b"x"))
+    fsync.synced.clear()
+    tier.settle("to")
+    assert fsync.synced == [tier.root]
+
+
+def test_exists_is_said_only_once_it_lasts(tier, fsync):
+    fsync.fails = {2}
+    with pytest.raises(TierUnavailableError):
+        tier.put("a/b", memoryview(b"x"), if_absent=True)
+    fsync.synced.clear()
+    fsync.fails = {2}
+    with pytest.raises(TierUnavailableError):
+        tier.put("a/b", memoryview(b"x"), if_absent=True)
+    with pytest.raises(AlreadyExistsError):
+        tier.put("a/b", memoryview(b"x"), if_absent=True)
+    assert fsync.synced[-1] == tier.root
+    assert temporaries(tier) == []
+
+
 def test_delete_syncs_the_directory_also_when_the_file_is_gone(tier, fsync):
     tier.put("a/b", memoryview(b"x"))
     tier.put("a/c", memoryview(b"x"))

@@ -15,7 +15,7 @@ from holdfast.model.identity import CheckpointId
 from holdfast.store.attempts import read_attempts
 from holdfast.store.catalog import is_tombstoned, read_catalog
 from holdfast.store.fetch import fetch_image
-from holdfast.store.prune import execute_prune, plan_prune
+from holdfast.store.prune import PrunePlan, execute_prune, plan_delete, plan_prune
 from holdfast.store.rollforward import candidates, roll_forward
 from holdfast.store.sweep import execute_sweep, plan_sweep
 from holdfast.tiers.contract import Tier, read_all
@@ -87,6 +87,9 @@ class StoreMachine(RuleBasedStateMachine):
         plan = plan_prune(catalog, lineage, keep_last=keep_last, keep_every_steps=keep_every)
         newest = catalog.newest(lineage)
         assert newest is None or newest.id not in {d.id for d in plan.deletions}
+        self.execute(plan, crash)
+
+    def execute(self, plan: PrunePlan, crash):
         assert {d.id for d in plan.deletions} <= {*self.committed, *self.gone}
         try:
             execute_prune(self.faulty(crash), plan, authority=self.tier, owner=self.attempt)
@@ -97,6 +100,14 @@ class StoreMachine(RuleBasedStateMachine):
             if begun and deletion.id in self.committed:
                 self.gone[deletion.id] = self.committed.pop(deletion.id)
             assert crash is not None or begun
+
+    @precondition(lambda self: len([c for c in self.committed if c in self.lineage]) > 1)
+    @rule(crash=crashes, data=st.data())
+    def delete(self, crash, data):
+        """A person names one, maybe the newest."""
+        chosen = data.draw(st.sampled_from(sorted(c for c in self.committed if c in self.lineage)))
+        plan = plan_delete(read_catalog(self.tier), self.lineage, [chosen])
+        self.execute(plan, crash)
 
     @rule()
     def restart(self):

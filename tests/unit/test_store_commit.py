@@ -55,6 +55,21 @@ def test_commit_publishes_the_manifest_of_the_images(tier):
     assert manifest.plain == checkpoint.plain
 
 
+def test_images_are_settled_before_the_manifest_is_put(tier):
+    checkpoint = make(1, 100)
+    upload(tier, checkpoint)
+    order = []
+
+    class Log(Faults):
+        def around(self, operation, key, call, buffer=None):
+            order.append((operation, key))
+            return super().around(operation, key, call, buffer)
+
+    commit_images(Log(tier), checkpoint, authority=tier)
+    assert order.index(("settle", names.step_prefix(ID))) < order.index(("list", names.step_prefix(ID)))
+    assert order.index(("list", names.step_prefix(ID))) < order.index(("put", KEY))
+
+
 def test_committing_twice_is_once(tier):
     checkpoint = save(tier, 1, 100)
     before = read_all(tier, KEY)

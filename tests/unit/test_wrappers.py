@@ -70,7 +70,7 @@ def view(data):
 
 # Retry ----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "operation", ["put", "upload", "write", "publish", "read_into", "size", "list", "delete", "sweep"]
+    "operation", ["put", "upload", "write", "publish", "read_into", "size", "list", "delete", "settle", "sweep"]
 )
 def test_every_operation_is_asked_again(tier, faulty, clock, operation):
     fault = faulty.add(Fault(operation, Raise(), times=3))
@@ -81,6 +81,7 @@ def test_every_operation_is_asked_again(tier, faulty, clock, operation):
     assert read_all(tier, "b") == b"y"
     assert [i.key for i in tier.list("")] == ["a", "b"]
     tier.delete("a")
+    tier.settle("")
     tier.sweep()
     assert fault.fired == 3
     assert clock.slept == [1.0, 2.0, 3.0]  # doubled, capped, times a random of 1

@@ -87,9 +87,12 @@ def _refuse_deleted(tier: Tier, checkpoint: CheckpointId) -> None:
 
 
 def _require_images(tier: Tier, records: list[ImageRecord], checkpoint: CheckpointId) -> None:
-    """Raises: CorruptError naming the first image that is not there in full."""
+    """Settle the images and count them.
+
+    Raises: CorruptError naming the first image that is not there in full."""
     sizes: dict[str, int] = {}
     for prefix in sorted({names.step_prefix(r.id.checkpoint) for r in records}):
+        tier.settle(prefix)
         sizes |= {info.key: info.size_bytes for info in tier.list(prefix)}
     bad = quarantined(tier)
     for record in records:

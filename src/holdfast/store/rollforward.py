@@ -32,15 +32,12 @@ class RolledForward:
 def candidates(catalog: Catalog, lineage: Lineage) -> list[CatalogEntry]:
     """Uncommitted checkpoints on the lineage with images and no tombstone, newest first.
 
-    Only those newer than the newest loadable one: an older one may have been pruned, and be here again by a late flush
-    after its tombstone has gone.
+    Only those newer than every loadable or tombstoned one: an older one may have been pruned, and be here again by a
+    late flush after its tombstone has gone (a tombstone goes only once something newer is loadable).
     """
-    newest = catalog.newest(lineage)
-    return [
-        e for e in reversed(catalog.entries)
-        if e.images and not e.committed and not e.tombstoned and e.id in lineage
-        and (newest is None or e.id > newest.id)
-    ]  # fmt: skip
+    floor = max((e.id for e in catalog if (e.loadable or e.tombstoned) and e.id in lineage), default=None)
+    left = (e for e in reversed(catalog.entries) if e.images and not e.committed and not e.tombstoned)
+    return [e for e in left if e.id in lineage and (floor is None or e.id > floor)]
 
 
 def roll_forward(

@@ -80,8 +80,8 @@ class Tier(Protocol):
     def put(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> None:
         """Store a small object whole and durably.
 
-        Raises: AlreadyExistsError when `if_absent` and the key is taken. Where a retry's own lost answer may be
-        the cause, the caller compares the bytes.
+        Raises: AlreadyExistsError when `if_absent` and the key is taken, by an object that is durable now. Where a
+        retry's own lost answer may be the cause, the caller compares the bytes.
         """
 
     def upload(self, key: str, size_bytes: int) -> Upload:
@@ -101,6 +101,13 @@ class Tier(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object, durably. Idempotent: deleting what is not there succeeds."""
+
+    def settle(self, prefix: str) -> None:
+        """Make durable what is listed under `prefix`, whoever published it.
+
+        Why: who publishes may be killed between the name's appearing and its being durable. What is found by listing
+        is settled before anything durable is built on it. Idempotent; nothing under the prefix is no error.
+        """
 
     def sweep(self, *, owner_prefix: str | None = None) -> int:
         """Remove left-over unfinished uploads, of `owner_prefix` or (None) of all. Returns how many."""

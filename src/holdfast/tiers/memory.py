@@ -189,6 +189,9 @@ class MemoryTier:
             self._small.pop(key, None)
             self._slots.free(key)
 
+    def settle(self, prefix: str) -> None:
+        """Nothing to do: what can be found survives what memory survives."""
+
     def sweep(self, *, owner_prefix: str | None = None) -> int:
         """Give back slots of uploads whose owner is dead."""
         return self._slots.sweep(owner_prefix)

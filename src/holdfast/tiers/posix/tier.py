@@ -145,6 +145,13 @@ class PosixTier:
                 self._directories.sync(os.path.dirname(path))
             self._directories.remove_empty(os.path.dirname(path))
 
+    def settle(self, prefix: str) -> None:
+        """Sync every directory that holds a listed object, and those above; files were synced before they had names."""
+        with translated(self.name, prefix, self.root):
+            for directory in {os.path.dirname(key) for key, _ in walk(self.root, prefix)}:
+                with contextlib.suppress(FileNotFoundError):
+                    self._directories.sync_upwards(os.path.join(self.root, directory).rstrip("/"))
+
     def sweep(self, *, owner_prefix: str | None = None) -> int:
         """Remove temporary files; those of this object's own unfinished uploads stay."""
         removed = 0
@@ -175,6 +182,8 @@ class PosixTier:
             try:
                 return rename(temporary, target)
             except FileExistsError as e:
+                # A writer may have died, or a try of ours failed, between rename and this: "exists" has to last.
+                self.sync_directory_of(key)
                 raise AlreadyExistsError("the key is taken", tier=self.name, key=key) from e
             except FileNotFoundError:
                 # A concurrent delete removed the directory because it was empty: make it again.

@@ -58,6 +58,10 @@ class WrappedTier:
         """See Tier.delete."""
         self.inner.delete(key)
 
+    def settle(self, prefix: str) -> None:
+        """See Tier.settle."""
+        self.inner.settle(prefix)
+
     def sweep(self, *, owner_prefix: str | None = None) -> int:
         """See Tier.sweep."""
         return self.inner.sweep(owner_prefix=owner_prefix)

@@ -113,7 +113,8 @@ class Fault:
     """A rule: which calls go wrong, and how.
 
     Args:
-        operation: regex on put, upload, write, publish, abort, read_into, size, list, delete, sweep (whole name).
+        operation: regex on put, upload, write, publish, abort, read_into, size, list, delete, settle, sweep (whole
+            name).
         key: regex searched in the key.
         after: matching calls to let pass first.
         times: how often it fires; None: always.
@@ -193,6 +194,10 @@ class Faults(WrappedTier):
     def delete(self, key: str) -> None:
         """See Tier.delete."""
         self.around("delete", key, lambda: self.inner.delete(key))
+
+    def settle(self, prefix: str) -> None:
+        """See Tier.settle."""
+        self.around("settle", prefix, lambda: self.inner.settle(prefix))
 
     def sweep(self, *, owner_prefix: str | None = None) -> int:
         """See Tier.sweep."""

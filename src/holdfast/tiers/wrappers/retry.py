@@ -118,6 +118,10 @@ class Retry(WrappedTier):
         """See Tier.delete."""
         self.policy.run(lambda: self.inner.delete(key))
 
+    def settle(self, prefix: str) -> None:
+        """See Tier.settle."""
+        self.policy.run(lambda: self.inner.settle(prefix))
+
     def sweep(self, *, owner_prefix: str | None = None) -> int:
         """See Tier.sweep."""
         return self.policy.run(lambda: self.inner.sweep(owner_prefix=owner_prefix))

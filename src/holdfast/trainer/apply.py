@@ -14,9 +14,10 @@ import torch
 
 from holdfast.errors import CorruptError, LoadError, StructureError
 from holdfast.model.image import Entry, ImageHeader, Piece
-from holdfast.trainer.match import Build, Matcher
+from holdfast.trainer.match import Matcher
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
+from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
 from holdfast.trainer.stage import copy, rectangle, views_of
 from holdfast.trainer.walk import DICTS, Walk

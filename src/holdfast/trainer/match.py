@@ -5,8 +5,8 @@ Matching a value answers a `Build`: called after all tensors were copied, it put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,47 +14,18 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from holdfast.errors import HoldfastError, LoadError, StructureError
 from holdfast.format.plain import TensorRef
+from holdfast.trainer.differences import Differences
 from holdfast.trainer.match_optimizer import match_optimizer
 from holdfast.trainer.modules import loads_itself, state_dict_of
 from holdfast.trainer.per_rank import PerRank
+from holdfast.trainer.placing import Build, adopt, give, put, refill, replace, set_mark
 from holdfast.trainer.saved import OWN_PATHS, Saved, SavedTensor
 from holdfast.trainer.values import GeneratorState, dtype_name, dtype_of
 from holdfast.trainer.walk import DICTS, Walk, is_stateful, rebuild
 
-Build = Callable[[], Any]
 MISSING: Any = object()
 """The checkpoint has no value here."""
-_SHOWN = 100
-
-
-@dataclass(slots=True)
-class Differences:
-    """All differences between a state and a checkpoint, for one error."""
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-
-    def check(self, *, strict: bool) -> None:
-        """Raises: StructureError; unless `strict`, only for what is on both sides and does not match."""
-        parts = [("do not match", self.different)]
-        if strict:
-            parts += [("are not in the checkpoint", self.missing), ("are only in the checkpoint", self.unexpected)]
-        lines = [f"{len(names)} {what}: {_list(names)}" for what, names in parts if names]
-        if lines:
-            raise StructureError(
-                "the state and the checkpoint differ; " + "; ".join(lines),
-                hint="build the model as it was saved, or load another step (`holdfast show URL` lists what is there)"
-                if self.different
-                else "load with strict=False to take what both have",
-            )
-
-
-def _list(names: list[str]) -> str:
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +41,7 @@ class Matcher:
 
     Attributes:
         copies: (live tensor, what it gets).
-        created: tensors to allocate, by scope and name: (what, device, tensor to take after or None).
+        created: tensors allocated for what has no live counterpart, by rank of the scope and name.
     """
 
     def __init__(self, saved: Saved, live: Walk, *, rank: int, world_size: int) -> None:
@@ -86,7 +57,7 @@ class Matcher:
 
     def top(self, state: dict[str, Any], keys: Iterable[str]) -> list[Build]:
         """Match these keys of the state."""
-        return [partial(_put, state, key, self.item(key, state[key], self._shared)) for key in keys]
+        return [partial(put, state, key, self.item(key, state[key], self._shared)) for key in keys]
 
     def item(self, path: str, x: Any, scope: Scope) -> Build:
         """Match what stands at a path of its own."""
@@ -207,7 +178,7 @@ class Matcher:
         for key, here in x.items():
             if key not in value and (self._has_own_path(here) or _holds_items(here)):
                 builds.append((key, self.value(f"{path}.{key}", here, MISSING, scope)))
-        return partial(_refill, x, builds)
+        return partial(refill, x, builds)
 
     def _sequence(self, path: str, x: Any, value: Any, scope: Scope) -> Build:
         builds: list[Build] = []
@@ -218,7 +189,7 @@ class Matcher:
                 builds.append(self.value(f"{path}.{i}", x[i], MISSING, scope))
         if type(x) is tuple:
             return lambda: tuple(build() for build in builds)
-        return partial(_replace, x, builds)
+        return partial(replace, x, builds)
 
     # -- items --------------------------------------------------------------------------------------------------------
     def _stateful(self, path: str, x: Any, scope: Scope) -> Build:
@@ -229,7 +200,7 @@ class Matcher:
         build = self.new(value, scope)
 
         def load() -> Any:
-            _give(path, x.load_state_dict, build())
+            give(path, x.load_state_dict, build())
             return x
 
         return load
@@ -258,7 +229,7 @@ class Matcher:
         def load() -> Any:
             for key, x in content.items():
                 content[key] = rest[key]() if key in rest else x.detach() if isinstance(x, torch.Tensor) else x
-            _give(path, module.load_state_dict, content)
+            give(path, module.load_state_dict, content)
             return module
 
         return load
@@ -279,7 +250,7 @@ class Matcher:
             build = self.item(path, mark.value, Scope(self._rank, self.saved.tree(self._rank)))
         else:
             build = self._resized(path, mark)
-        return partial(_set_mark, mark, build)
+        return partial(set_mark, mark, build)
 
     def _resized(self, path: str, mark: PerRank) -> Build:
         before, now = self.saved.world_size, self._world_size
@@ -293,7 +264,7 @@ class Matcher:
             return lambda: mark.value
         scopes = [Scope(rank, self.saved.tree(rank)) for rank in range(before)]
         parts = [self.new(scope.tree.get(path), scope) for scope in scopes]
-        return lambda: _adopt(path, mark.value, _give(path, policy, [b() for b in parts], self._rank, now))
+        return lambda: adopt(path, mark.value, give(path, policy, [b() for b in parts], self._rank, now))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
     def note_unexpected(self, only: Collection[str] | None) -> None:
@@ -318,49 +289,3 @@ def _holds_items(x: Any) -> bool:
     return any(
         isinstance(v, (torch.Tensor, PerRank, Module, Optimizer)) or is_stateful(v) or _holds_items(v) for v in inner
     )
-
-
-# Putting in place ----------------------------------------------------------------------------------------------------
-def _put(container: Any, key: Any, build: Build) -> None:
-    value = build()
-    if value is not container[key]:
-        container[key] = value
-
-
-def _refill(x: Any, builds: list[tuple[Any, Build]]) -> Any:
-    pairs = [(key, build()) for key, build in builds]
-    x.clear()
-    x.update(dict(pairs))
-    return x
-
-
-def _replace(x: list[Any], builds: list[Build]) -> list[Any]:
-    x[:] = [build() for build in builds]
-    return x
-
-
-def _set_mark(mark: PerRank, build: Build) -> PerRank:
-    mark.value = build()
-    return mark
-
-
-def _give(path: str, take: Callable[..., Any], *values: Any) -> Any:
-    """Call code of the user's. Raises: LoadError with the path, whatever it raises."""
-    try:
-        return take(*values)
-    except HoldfastError:
-        raise
-    except Exception as e:
-        name = getattr(take, "__qualname__", repr(take))
-        raise LoadError(f"{name} of {path!r} raised {type(e).__name__}: {e}") from e
-
-
-def _adopt(path: str, live: Any, value: Any) -> Any:
-    """Put a value that the user's callable made where the live one is."""
-    if isinstance(live, torch.Tensor) and isinstance(value, torch.Tensor) and live.shape == value.shape:
-        with torch.no_grad():
-            return live.copy_(value)
-    if is_stateful(live):
-        _give(path, live.load_state_dict, value)
-        return live
-    return value

@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from holdfast.format.plain import TensorRef
 from holdfast.trainer import values
 from holdfast.trainer.optimizers import GROUPS, NOT_SETTINGS, STATE, Named
+from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import SavedTensor
 from holdfast.trainer.twin import Entries, forecast
 
 if TYPE_CHECKING:
-    from holdfast.trainer.match import Build, Matcher, Scope
+    from holdfast.trainer.match import Matcher, Scope
 
 _OF_THIS_PROCESS = NOT_SETTINGS | {"foreach", "fused", "capturable", "differentiable"}
 """Keys of a group that a load leaves alone: how this process computes is no state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -65,6 +66,11 @@ def end_agents(memory: Path) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(processes, timeout=_END_S)
+
+
+def images(home: Path) -> list[Path]:
+    """The images of a run. `glob` and not `Path.rglob`: directories that go meanwhile are no error."""
+    return [home / found for found in glob.glob("**/*.safetensors", root_dir=home, recursive=True)]
 
 
 def remove(path: Path) -> None:

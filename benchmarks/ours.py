@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import holdfast
-from benchmarks.files import sync_directory
+from benchmarks.files import images, sync_directory
 from benchmarks.serving import serve
 from benchmarks.state import SIZES, build, fingerprint, state_bytes
 
@@ -93,7 +93,7 @@ class Ours:
     def _settle(self) -> None:
         """Wait until the older checkpoint is pruned, so that its removal falls into nobody's sample."""
         deadline = time.perf_counter() + _PRUNE_S
-        while len(list(self._home.rglob("*.safetensors"))) > 1:
+        while len(images(self._home)) > 1:
             if time.perf_counter() > deadline:
                 raise TimeoutError("the checkpoint before was not pruned (keep_last=1)")
             time.sleep(0.01)

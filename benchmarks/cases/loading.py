@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.channel import Variant, VariantError
-from benchmarks.files import forget_cached
+from benchmarks.files import forget_cached, images
 from benchmarks.plan import Bench, in_turn
 from benchmarks.record import Number
 
@@ -76,7 +76,7 @@ def from_disk(bench: Bench) -> list[Number]:
         saver.ask("save")
         expected = saver.ask("fingerprint")["value"]
         saver.ask("close")
-    image = next(Path(bench.home).rglob("*.safetensors"))
+    (image,) = images(Path(bench.home))
     pairs = []
     with Variant("benchmarks.floors", env, **bench.floor_setup(threads=2)) as floor:
         floor.ready()

@@ -252,8 +252,9 @@ class Checkpointer:
         """The first save after a start or a load: the one collective of a save."""
         body = messages.ClaimAttempt(self._parent)
         with self._ranks.talk() as talk:
+            # Compared first: an attempt that saves nothing would only stand in front of what is there.
+            self._plan.settle(talk)
             answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
-            self._plan.compare_replicas(talk)
         self._attempt = answer.attempt
         self._session.page.attempt = answer.attempt
 

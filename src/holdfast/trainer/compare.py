@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -10,10 +10,10 @@ from holdfast.format.checksum import crc64nvme
 from holdfast.trainer.capture import Captured
 
 
-def fingerprints(captured: Captured) -> dict[str, int]:
-    """CRC64NVME of the bytes of every tensor that may be split among its holders."""
-    shared = captured.structure.shared
-    return {fqn: _checksum(captured.tensors[fqn]) for fqn, spec in shared.items() if spec.splittable}
+def fingerprints(captured: Captured, *, besides: Collection[str] = ()) -> dict[str, int]:
+    """CRC64NVME of the bytes of every tensor that may be split among its holders, `besides` left out."""
+    wanted = (fqn for fqn, spec in captured.structure.shared.items() if spec.splittable and fqn not in besides)
+    return {fqn: _checksum(captured.tensors[fqn]) for fqn in wanted}
 
 
 def first_difference(per_rank: Sequence[Mapping[str, int]]) -> str | None:

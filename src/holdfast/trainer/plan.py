@@ -52,14 +52,19 @@ class StagePlan:
         Raises: UnsupportedValueError, ReplicaMismatchError: on all ranks.
         """
         captured, structure = self._look(state, talk)
-        self._captured, self._payload = captured, captured.payload(talk.rank)
         self._agree(structure, talk)
         self._compare(captured, talk)
         self._lay_out(structure)
 
     def _look(self, state: dict[str, Any], talk: Talk) -> tuple[Captured, Structure]:
         seen: list[tuple[Captured, Structure]] = []
-        talk.each(lambda: seen.append((self._capture.refresh(state), self._capture.forecast(state))))
+
+        def look() -> None:
+            captured = self._capture.refresh(state)
+            self._captured, self._payload = captured, captured.payload(talk.rank)
+            seen.append((captured, self._capture.forecast(state)))
+
+        talk.each(look)
         return seen[0]
 
     def _agree(self, structure: Structure, talk: Talk) -> None:
@@ -120,24 +125,34 @@ class StagePlan:
             plain_bytes=len(self._payload),
         )
 
-    def compare_replicas(self, talk: Talk) -> None:
-        """Compare, once, what no earlier comparison saw: optimizer state exists only after the first step."""
+    def settle(self, talk: Talk) -> None:
+        """In the first save of an attempt: agree anew where the forecast was wrong on any rank, and compare what no
+        earlier comparison saw (optimizer state exists only after the first step).
+
+        Collective.
+
+        Raises: ReplicaMismatchError, on all ranks.
+        """
         assert self._captured is not None
+        structure = self._captured.structure
+        if any(talk.gather(structure.digest != self._shared_digest)):
+            self._agree(structure, talk)
+            self._lay_out(structure)
         self._compare(self._captured, talk)
 
     def _compare(self, captured: Captured, talk: Talk) -> None:
         """Raises: ReplicaMismatchError naming the tensor whose bytes differ between ranks."""
         if talk.size == 1:
             return
-        new = {n: v for n, v in fingerprints(captured).items() if n not in self._compared}
-        different = first_difference(talk.gather(new))
+        seen = talk.each(lambda: fingerprints(captured, besides=self._compared))
+        different = first_difference(seen)
         if different is not None:
             raise ReplicaMismatchError(
                 f"ranks hold different bytes of {different!r}, which should be a replica",
                 hint="broadcast the state from rank 0 before training (DDP does), mark what differs with "
                 "holdfast.per_rank(...), or give ranks that train different models a group of their own",
             )
-        self._compared.update(new)
+        self._compared.update(seen[talk.rank])
 
     def stage(self, slot: TrainerSlot, *, attempt: int, step: int, due_mask: int) -> None:
         """Copy into the slot and hand it to the agent: filling -> staged."""

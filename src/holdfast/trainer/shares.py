@@ -61,9 +61,11 @@ def assign(structures: Sequence[Structure]) -> Shares:
 
 
 def unsplit(structure: Structure, rank: int) -> tuple[tuple[Piece, ...], tuple[tuple[str, str], ...]]:
-    """The share of a rank whose structure changed after tables were exchanged: everything shared comes from rank 0."""
-    if rank != 0:
-        return tuple(_own(structure, rank)), ()
+    """The share of a rank whose structure changed after tables were exchanged: everything it holds.
+
+    Which ranks changed alike it cannot know without asking, so nothing is left to another: bytes stand several times,
+    and none is missing.
+    """
     whole = [_whole(fqn, spec) for fqn, spec in structure.shared.items()]
     return (*whole, *_own(structure, rank)), tuple(structure.aliases.items())
 

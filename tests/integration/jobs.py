@@ -1,3 +1,163 @@
 """What forked ranks do: functions by name. The first argument, `tell`, sends the test a value."""
 
 from __future__ import annotations
+
+import hashlib
+import itertools
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import holdfast
+from holdfast.errors import HoldfastError
+
+Tell = Callable[[Any], None]
+
+
+def training(seed: int = 0) -> dict[str, Any]:
+    """A model of 7 MB with its optimizer, alike on all ranks; batch-norm statistics differ by rank."""
+    torch.manual_seed(seed)
+    inner = torch.nn.Sequential(
+        torch.nn.Linear(256, 1100), torch.nn.BatchNorm1d(1100), torch.nn.ReLU(), torch.nn.Linear(1100, 290)
+    )
+    model = DistributedDataParallel(inner)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rng = torch.get_rng_state() if dist.get_rank() == 0 else torch.ones(5056, dtype=torch.uint8)
+    return {"model": model, "optim": optimizer, "step": -1, "mine": holdfast.per_rank({"rng": rng, "at": 0})}
+
+
+def step_of(state: dict[str, Any], step: int) -> None:
+    torch.manual_seed(1000 * step + dist.get_rank())
+    state["optim"].zero_grad()
+    state["model"](torch.randn(8, 256)).square().mean().backward()
+    state["optim"].step()
+    state["step"] = step
+    state["mine"].value["at"] = 10 * step + dist.get_rank()
+
+
+def digest(state: dict[str, Any]) -> str:
+    """Of parameters and optimizer state, which are alike on all ranks."""
+    found = hashlib.sha256()
+    tensors = [*state["model"].parameters()]
+    for entries in state["optim"].state.values():
+        tensors += entries.values()
+    for tensor in tensors:
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def train(tell: Tell, url: str, *, steps: int, seed: int = 0) -> dict[str, Any]:
+    """Load, train some steps with a save at each, close; what was loaded and where it ended."""
+    state = training(seed)
+    with holdfast.Checkpointer(url, keep_last=3) as ckpt:
+        start = ckpt.load(state)
+        loaded = {"start": start, "digest": digest(state), "step": state["step"], "at": state["mine"].value["at"]}
+        first = 0 if start is None else start + 1
+        for step in range(first, first + steps):
+            step_of(state, step)
+            ckpt.save(step, state)
+    return {"loaded": loaded, "digest": digest(state), "at": state["mine"].value["at"]}
+
+
+def until_told(
+    tell: Tell, url: str, *, step_s: float, every_steps: int = 1000, ask: bool = True, steps: int = 100_000
+) -> int:
+    """Steps of that length until `should_stop` says so; the last step."""
+    state: dict[str, Any] = {"x": torch.zeros(1000), "step": -1}
+    with holdfast.Checkpointer(url, every_steps=every_steps) as ckpt:
+        ckpt.load(state)
+        for step in range(1, steps):
+            time.sleep(step_s)
+            state["x"].fill_(step)
+            state["step"] = step
+            ckpt.save(step, state)
+            if ask and ckpt.should_stop():
+                break
+            if step == 3:
+                tell(step)
+    return step
+
+
+def different(tell: Tell, url: str, *, what: str) -> tuple[str, str, str, float]:
+    """Ranks whose replicas are none: the error each of them got."""
+    rank = dist.get_rank()
+    width = 2 + (rank if what == "shape" else 0)
+    weight = torch.nn.Parameter(torch.zeros(5, width))
+    state: dict[str, Any] = {"net": torch.nn.ParameterDict({"weight": weight})}
+    state["optim"] = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
+    if what == "bytes":
+        with torch.no_grad():
+            weight += rank
+    began = time.monotonic()
+    ckpt = holdfast.Checkpointer(url)
+    try:
+        ckpt.prepare(state)
+        weight.grad = torch.full_like(weight, 1.0 + rank)
+        state["optim"].step()
+        ckpt.save(8, state)
+    except HoldfastError as e:
+        return e.kind, e.message, e.hint, time.monotonic() - began
+    finally:
+        ckpt.close(discard=True)
+    return "", "", "", time.monotonic() - began
+
+
+def agreeing(tell: Tell, url: str, *, step: int) -> int | None:
+    """The same shapes as `different`, alike on all ranks."""
+    weight = torch.nn.Parameter(torch.zeros(5, 2))
+    state: dict[str, Any] = {"net": torch.nn.ParameterDict({"weight": weight})}
+    state["optim"] = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
+    with holdfast.Checkpointer(url) as ckpt:
+        found = ckpt.load(state)
+        weight.grad = torch.ones_like(weight)
+        state["optim"].step()
+        ckpt.save(step, state)
+    return found
+
+
+def own_values(tell: Tell, url: str) -> None:
+    rank = dist.get_rank()
+    with holdfast.Checkpointer(url) as ckpt:
+        state = {"x": torch.ones(3), "mine": holdfast.per_rank({"n": rank, "t": torch.full((2,), float(rank))})}
+        ckpt.load(state)
+        state["mine"].value["n"] = 10 + rank
+        state["mine"].value["t"].fill_(10 + rank)
+        ckpt.save(1, state)
+
+
+def hold(tell: Tell, url: str, *, step: int, close: bool = False) -> None:
+    """Save a step in memory, say so, and stay until killed."""
+    state = {"x": torch.full((1000,), float(step)), "step": step}
+    ckpt = holdfast.Checkpointer(url, every_steps=1)
+    found = ckpt.load({"x": torch.zeros(1000), "step": 0}, strict=False)
+    save = ckpt.save(step, state)
+    assert save is not None
+    save.wait("memory", timeout_s=30)
+    tell(found)
+    if close:
+        ckpt.close()
+    for _ in itertools.count():
+        time.sleep(60)
+
+
+def forgets(tell: Tell, url: str, *, step: int) -> None:
+    """Like a notebook: a Checkpointer that nobody closes."""
+    ckpt = holdfast.Checkpointer(url)
+    ckpt.load({"x": torch.zeros(10)})
+    save = ckpt.save(step, {"x": torch.full((10,), float(step))})
+    assert save is not None
+    save.wait("memory", timeout_s=30)
+
+
+def chained(tell: Tell, url: str) -> dict[str, Any]:
+    """A handler that was there before is called too, and is back after close."""
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    before = signal.getsignal(signal.SIGTERM)
+    last = until_told(tell, url, step_s=0.01)
+    return {"last": last, "heard": heard, "back": signal.getsignal(signal.SIGTERM) is before}

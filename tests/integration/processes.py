@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -18,6 +19,9 @@ from typing import Any
 import psutil
 
 _PRELOAD = ["torch", "torch.distributed", "holdfast.trainer.checkpointer", "tests.integration.jobs"]
+
+_STUCK_S = 45.0
+"""Then a rank shows where it stands: below the limit of `results`."""
 
 
 def start_forker() -> multiprocessing.context.ForkServerContext:
@@ -154,6 +158,7 @@ def _run(pipe: Connection, task: _Task) -> None:
     os.environ.update(task.settings)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(_STUCK_S)
     many = task.world_size > 1
     if many:
         size = str(task.world_size)

@@ -29,6 +29,7 @@ def deal(arena: Arena, rank: int, count: int = 4, image_bytes: int = IMAGE) -> l
         if not slot.ready:
             arena.make_ready(slot)
         slot.page.dealt_rank = rank
+        slot.reserved_for = -1
     return slots
 
 
@@ -42,6 +43,14 @@ def test_dealt_slots_have_room_and_zeroed_pages(arena: Arena) -> None:
         assert slot.capacity_bytes == IMAGE
         blocks = os.stat(slot.file.path).st_blocks * 512
         assert blocks >= IMAGE, "the room is promised by the file system, not only named"
+
+
+def test_a_slot_that_is_ready_but_not_yet_dealt_goes_to_no_other_rank(arena: Arena) -> None:
+    slots = arena.deal(0, 4, IMAGE)
+    for slot in slots:
+        arena.make_ready(slot)
+    assert not set(map(id, arena.deal(1, 4, IMAGE))) & set(map(id, slots))
+    assert arena.deal(0, 4, IMAGE) == slots, "asked again, the rank gets the same"
 
 
 def test_dealing_again_gives_the_same_slots(arena: Arena) -> None:

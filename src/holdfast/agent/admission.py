@@ -115,6 +115,7 @@ class Admission:
 
     def _deal(self, slot: Slot, rank: int) -> None:
         slot.page.dealt_rank = rank
+        slot.reserved_for = -1
         self._agent.executor.tell_node(events.Dealt(slot.number, rank))
 
     async def _make_ready(self, slot: Slot, rank: int) -> None:

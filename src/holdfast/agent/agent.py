@@ -121,6 +121,8 @@ class Agent:
         here = self.launches.anyone_alive
         if self.trainers_here and not here and not self.launches.all_closed:
             log.info("every trainer is gone")
+            # What they staged last may not have been told yet.
+            self.poller.poll(self.settings.tiers)
             for rank in list(self.launches.trainers):
                 self.loading.unpin(rank)
             self.executor.tell_run(events.TrainersGone())
@@ -128,6 +130,7 @@ class Agent:
 
     def terminate(self) -> None:
         """SIGTERM: promote within the grace, then end."""
+        self.poller.poll(self.settings.tiers)
         self.executor.tell_run(events.TermSignal(self.settings.grace_s))
 
     @property

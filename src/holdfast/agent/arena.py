@@ -25,12 +25,13 @@ _HINT = (
 
 @dataclass(slots=True)
 class Slot:
-    """One slot: its file, its page, and whether its room is promised and faulted."""
+    """One slot: its file, its page, whether its room is promised and faulted, and which rank waits for that (-1: none)."""
 
     number: int
     file: MappedFile
     page: SlotPage
     ready: bool = False
+    reserved_for: int = -1
 
     @property
     def capacity_bytes(self) -> int:
@@ -93,7 +94,9 @@ class Arena:
         """
         fitting = [s for s in self.slots.values() if s.capacity_bytes >= image_bytes]
         own = [
-            s for s in fitting if s.page.dealt_rank == rank or (s.page.state != SlotState.FREE and s.page.rank == rank)
+            s
+            for s in fitting
+            if rank in (s.page.dealt_rank, s.reserved_for) or (s.page.state != SlotState.FREE and s.page.rank == rank)
         ]
         loose = [s for s in fitting if s not in own and self._loose(s) and s.capacity_bytes <= 2 * image_bytes]
         chosen = sorted(own, key=lambda s: s.number) + loose
@@ -101,10 +104,15 @@ class Arena:
         if missing > 0:
             self._make_room(missing * (image_bytes + PAGE_BYTES), keep=chosen, what=(count, image_bytes))
         chosen = chosen[:count] if missing <= 0 else chosen
-        return chosen + [self.create(image_bytes) for _ in range(missing)]
+        new = [self.create(image_bytes) for _ in range(missing)]
+        for slot in new:
+            # Else another rank's call could take it between being ready and being dealt.
+            slot.reserved_for = rank
+        return chosen + new
 
     def _loose(self, slot: Slot) -> bool:
-        return slot.page.state == SlotState.FREE and slot.page.dealt_rank < 0 and slot.ready
+        free = slot.page.state == SlotState.FREE and slot.page.dealt_rank < 0
+        return free and slot.ready and slot.reserved_for < 0
 
     def _make_room(self, needed_bytes: int, keep: list[Slot], what: tuple[int, int]) -> None:
         """Remove slots nobody uses until `needed_bytes` fit."""

@@ -66,6 +66,8 @@ class Closing:
         ends_before = self._ends if self._end is not None and self._end[1] is not None else -1
         if agent.launches.all_closed and (self._end is None or self._end[1] is not None):
             discard = all(t.discard for t in agent.launches.trainers.values())
+            # What a rank staged just before it closed was not told yet.
+            agent.poller.poll(agent.settings.tiers)
             agent.executor.tell_run(events.CloseAsked(discard))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + body.wait_s

@@ -38,14 +38,18 @@ class Poller:
         """One look at every page. Trainer pages first: what a rank has passed was staged before, if at all."""
         self._polls += 1
         at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
+        gone = self._newly_gone() if self._polls % _OWNER_EVERY == 0 else []
         for slot in list(self._arena.slots.values()):
             self._look(slot, rules)
         for rank, trainer in self._launches.trainers.items():
             self._wanting(rank, trainer)
             self._progress(rank, trainer, at[rank])
-            if self._polls % _OWNER_EVERY == 0 and rank not in self._gone and not trainer.alive:
-                self._gone.add(rank)
-                self._dispatch(events.RankGone(rank))
+        for rank in gone:
+            self._gone.add(rank)
+            self._dispatch(events.RankGone(rank))
+
+    def _newly_gone(self) -> list[int]:
+        return [r for r, t in self._launches.trainers.items() if r not in self._gone and not t.alive]
 
     def forget(self) -> None:
         """A new launch: what the old trainers waited for is over."""

@@ -145,6 +145,7 @@ def check_tidy(scene: Scene) -> None:
 
     Raises: Violation.
     """
+    scene.until(lambda: not scene.agents(), "the agent to leave")
     left = [*oracle.temporaries(scene.home), *scene.slots()]
     newest = max(oracle.committed(scene.home))
     older = [p for p in oracle.stray_images(scene.home) if oracle.Committed(*_place(p)) < newest]

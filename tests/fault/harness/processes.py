@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,35 @@ _POLL_S = 0.005
 
 
 class Zygote:
-    """The process that forks trainers. One per test session. Threads: one."""
+    """The process that forks trainers and agents. One per test session. Threads: one."""
 
     def __init__(self) -> None:
         environ = dict(os.environ)
         paths = [str(ROOT / "tests/fault/site"), str(ROOT), str(ROOT / "src"), environ.get("PYTHONPATH", "")]
         environ["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-        command = [sys.executable, "-m", "tests.fault.harness.zygote"]
+        self._directory = tempfile.mkdtemp()
+        self.socket = os.path.join(self._directory, "socket")
+        command = [sys.executable, "-m", "tests.fault.harness.zygote", self.socket]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, cwd=ROOT)
         self._pending = b""
-        self._new: list[int] = []
+        self._answers: list[dict[str, Any]] = []
         self.exits: dict[int, int] = {}
-        self._until(lambda: bool(self._new), 60.0)
-        self._new.clear()
+        self._answer(60.0)
 
     def fork(self, job: dict[str, Any], environ: dict[str, str], out: Path) -> int:
         """The process id of a new trainer."""
-        assert self._process.stdin is not None
-        request = {"job": job, "environ": environ, "out": str(out)}
-        self._process.stdin.write((json.dumps(request) + "\n").encode())
-        self._process.stdin.flush()
-        self._until(lambda: bool(self._new), 30.0)
-        return self._new.pop()
+        self._ask({"job": job, "environ": environ, "out": str(out)})
+        pid: int = self._answer()["pid"]
+        return pid
+
+    def agents(self, arena: Path) -> list[int]:
+        """The agents it forked for an arena below this directory, those that were just asked for included."""
+        self._ask({"agents": f"{arena}/"})
+        pids: list[int] = self._answer()["agents"]
+        return pids
 
     def code(self, pid: int) -> int | None:
-        """How a trainer ended; None while it lives."""
+        """How a process it forked ended; None while it lives."""
         self._read(0.0)
         return self.exits.get(pid)
 
@@ -55,13 +60,20 @@ class Zygote:
         self._process.stdin.close()
         self._process.wait(10.0)
         self._process.stdout.close()
+        shutil.rmtree(self._directory)
 
-    def _until(self, there: Callable[[], bool], limit_s: float) -> None:
+    def _ask(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write((json.dumps(request) + "\n").encode())
+        self._process.stdin.flush()
+
+    def _answer(self, limit_s: float = 30.0) -> dict[str, Any]:
         end = time.monotonic() + limit_s
-        while not there():
+        while not self._answers:
             if time.monotonic() > end or self._process.poll() is not None:
                 raise RuntimeError(f"the zygote does not answer (exit code {self._process.poll()})")
             self._read(0.1)
+        return self._answers.pop(0)
 
     def _read(self, wait_s: float) -> None:
         assert self._process.stdout is not None
@@ -75,7 +87,7 @@ class Zygote:
                 if "exit" in line:
                     self.exits[line["exit"]] = line["status"]
                 else:
-                    self._new.append(line.get("pid", 0))
+                    self._answers.append(line)
             wait_s = 0.0
 
 
@@ -113,8 +125,8 @@ class Trainer:
         return self.out.read_text()[-3000:] if self.out.exists() else ""
 
 
-def agents_of(arena: Path) -> list[int]:
-    """Process ids of agents whose arena lies under this directory: the running one, and any that is starting."""
+def started_agents(arena: Path) -> list[int]:
+    """Agents that were started, not forked, for an arena below this directory."""
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():

@@ -14,7 +14,9 @@ from typing import Any
 
 from tests.fault.harness.job import Job
 from tests.fault.harness.oracle import Violation
-from tests.fault.harness.processes import Trainer, Zygote, agents_of, kill_all
+from tests.fault.harness.processes import Trainer, Zygote, kill_all, started_agents
+from tests.fault.inject import spawning
+from tests.fault.inject.disk import cut_power
 from tests.fault.inject.faults import VARIABLE, Fault, Plan
 
 LIMIT_S = 40.0
@@ -31,7 +33,10 @@ Event = dict[str, Any]
 
 
 class Scene:
-    """Invariant: after `close` no process and no memory of it is left."""
+    """Invariant: after `close` no process and no memory of it is left.
+
+    `real_spawn`: agents are started as in production, not forked.
+    """
 
     def __init__(self, zygote: Zygote, directory: Path) -> None:
         self._zygote = zygote
@@ -43,6 +48,7 @@ class Scene:
         self.fired_log = directory / "fired"
         self.job = Job(url=f"file://{self.home}", log=str(self.log))
         self.life = 0
+        self.real_spawn = False
         self.trainers: list[Trainer] = []
         self.inject()
 
@@ -75,6 +81,7 @@ class Scene:
             **_SETTINGS,
             "HOLDFAST_ARENA_DIR": str(self.arena),
             VARIABLE: str(self.directory / "plan"),
+            spawning.VARIABLE: "" if self.real_spawn else self._zygote.socket,
             **job.environ,
         }
         out = self.directory / f"out-{job.life}-{job.rank}"
@@ -99,11 +106,11 @@ class Scene:
             trainer.kill()
 
     def kill_agent(self) -> None:
-        kill_all(agents_of(self.arena))
+        kill_all(self.agents())
 
-    def agent(self) -> int:
-        """Process id of the agent."""
-        return self.until(lambda: agents_of(self.arena), "an agent to live")[0]
+    def agents(self) -> list[int]:
+        """Process ids of the agent, and of any that is starting."""
+        return self._zygote.agents(self.arena) + (started_agents(self.arena) if self.real_spawn else [])
 
     def until(self, look: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
         """The first true answer of `look`. Raises: Violation when it never comes."""
@@ -154,6 +161,11 @@ class Scene:
         self.kill_agent()
         for path in self.arena.iterdir():
             shutil.rmtree(path)
+
+    def lose_power(self, seed: int | None = None) -> None:
+        """Everything stops; the disk keeps what was synced, and what chance gives. Needs `inject(record=True)`."""
+        self.lose_memory()
+        cut_power(self.home.parent, seed)
 
     def close(self) -> None:
         self.kill_trainers()

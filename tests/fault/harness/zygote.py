@@ -1,8 +1,8 @@
-"""A process that has imported torch and forks a trainer per request: a restart costs 0.2 s instead of 2 s.
+"""A process that has imported torch and forks trainers and agents: a restart costs 0.2 s instead of 2 s.
 
 It computes nothing itself, so that it has one thread when it forks, and imports nothing of holdfast, so that each
-child's faults are in place before that. Requests and answers are JSON lines on stdin and stdout; it ends, and its
-children with it, when stdin does.
+child's faults are in place before that. Requests and answers are JSON lines on stdin and stdout; a trainer that wants
+an agent asks on the socket whose path is the first argument. It ends, and its children with it, when stdin does.
 """
 
 from __future__ import annotations
@@ -13,71 +13,111 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _POLL_S = 0.005
+_IMPORTS = (
+    *("torch", "torch.distributed", "numpy", "msgspec", "awscrt.checksums", "http.client", "psutil"),
+    *("asyncio", "aiohttp.web", "prometheus_client", "logging", "concurrent.futures.thread", "hashlib", "uuid"),
+)
 
 
 def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
-    _import_what_trainers_need()
-    _say(answers, {"ready": os.getpid()})
-    children: set[int] = set()
-    pending = b""
-    while True:
-        _reap(children, answers)
-        if not select.select([0], [], [], _POLL_S)[0]:
-            continue
-        data = os.read(0, 1 << 16)
-        if not data:
-            break
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            pid = os.fork()
-            if pid == 0:
-                _run(json.loads(line), answers)
-            children.add(pid)
-            _say(answers, {"pid": pid})
-    for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _import_what_trainers_need() -> None:
-    for name in ("torch", "torch.distributed", "numpy", "msgspec", "awscrt.checksums", "http.client", "psutil"):
+    for name in _IMPORTS:
         importlib.import_module(name)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(sys.argv[1])
+    listening.listen(64)
+    server = _Server(answers, listening)
+    server.say({"ready": os.getpid()})
+    server.serve()
 
 
-def _reap(children: set[int], answers: int) -> None:
-    while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
+class _Server:
+    """Invariant: every child is known, and reaped."""
+
+    def __init__(self, answers: int, listening: socket.socket) -> None:
+        self._answers = answers
+        self._listening = listening
+        self._agents: dict[int, str] = {}
+        self._trainers: set[int] = set()
+
+    def serve(self) -> None:
+        pending = b""
+        while True:
+            self._reap()
+            ready = select.select([0, self._listening.fileno()], [], [], _POLL_S)[0]
+            if self._listening.fileno() in ready:
+                self._fork_agents()
+            if 0 not in ready:
+                continue
+            data = os.read(0, 1 << 16)
+            if not data:
+                break
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                self._answer(json.loads(line))
+        for pid in (*self._agents, *self._trainers):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def say(self, message: dict[str, Any]) -> None:
+        os.write(self._answers, (json.dumps(message) + "\n").encode())
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        if "agents" in request:
+            self._fork_agents()
+            self._reap()
+            self.say({"agents": [p for p, arena in self._agents.items() if arena.startswith(request["agents"])]})
             return
-        children.discard(pid)
-        _say(answers, {"exit": pid, "status": os.waitstatus_to_exitcode(status)})
+        pid = self._fork(lambda: _be_trainer(request))
+        self._trainers.add(pid)
+        self.say({"pid": pid})
+
+    def _fork_agents(self) -> None:
+        """All that trainers, dead or alive, have asked for."""
+        while select.select([self._listening], [], [], 0)[0]:
+            connection, _ = self._listening.accept()
+            with connection, connection.makefile("rb") as lines:
+                text = lines.readline()
+                if text.endswith(b"\n"):
+                    request = json.loads(text)
+                    pid = self._fork(lambda request=request: _be_agent(request))  # type: ignore[misc]
+                    self._agents[pid] = request["arena"]
+                    with contextlib.suppress(OSError):
+                        connection.sendall(b"ok\n")
+
+    def _fork(self, become: Callable[[], int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            os.close(self._answers)
+            self._listening.close()
+            _run(become)
+        return pid
+
+    def _reap(self) -> None:
+        while self._agents or self._trainers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self._agents.pop(pid, None)
+            self._trainers.discard(pid)
+            self.say({"exit": pid, "status": os.waitstatus_to_exitcode(status)})
 
 
-def _say(fd: int, message: dict[str, Any]) -> None:
-    os.write(fd, (json.dumps(message) + "\n").encode())
-
-
-def _run(request: dict[str, Any], answers: int) -> None:
-    """In the child: become the trainer the request describes. Never returns."""
+# In the child ---------------------------------------------------------------------------------------------------------
+def _run(become: Callable[[], int]) -> None:
+    """Never returns."""
     code = 1
     try:
-        os.close(answers)
-        os.environ.update(request["environ"])
-        out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for fd, onto in ((null, 0), (out, 1), (out, 2)):
-            os.dup2(fd, onto)
-        os.close(null)
-        os.close(out)
-        _become(request["job"])
-        code = 0
+        code = become()
     except KeyboardInterrupt:
         code = 3
     except BaseException:
@@ -89,16 +129,42 @@ def _run(request: dict[str, Any], answers: int) -> None:
         os._exit(code)
 
 
-def _become(described: dict[str, Any]) -> None:
+def _say_into(path: str) -> None:
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for fd, onto in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(fd, onto)
+    os.close(null)
+    os.close(out)
+
+
+def _be_trainer(request: dict[str, Any]) -> int:
+    os.environ.update(request["environ"])
+    _say_into(request["out"])
     import torch
     from tests.fault.harness.job import Job
     from tests.fault.inject.faults import TRAINER, install
 
     torch.set_num_threads(1)
-    job = Job(**{**described, "force": tuple(described["force"])})
+    job = Job(**{**request["job"], "force": tuple(request["job"]["force"])})
     install(TRAINER, job.rank)
     module, _, name = job.script.partition(":")
     getattr(importlib.import_module(module), name)(job)
+    return 0
+
+
+def _be_agent(request: dict[str, Any]) -> int:
+    """As `python -m holdfast.agent`, started by spawn_agent, would be."""
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    _say_into(request["log"])
+    os.setsid()
+    os.chdir("/")
+    from tests.fault.inject.faults import AGENT, install
+
+    install(AGENT)
+    code: int = importlib.import_module("holdfast.agent.main").run(Path(request["arena"]))
+    return code
 
 
 if __name__ == "__main__":

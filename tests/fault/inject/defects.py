@@ -87,7 +87,7 @@ def _no_tombstone(patch: Patch) -> None:
 def _freed_while_in_flush(patch: Patch) -> None:
     """A running flush does not keep its slot."""
 
-    def idle(busy: Any) -> property:
+    def idle(busy: Any) -> Any:
         return property(lambda occupant: busy.fget(occupant) and occupant.state.value != "held")
 
     patch("holdfast.lifecycle.slots:Occupant.busy", idle)

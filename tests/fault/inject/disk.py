@@ -14,7 +14,7 @@ import random
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ class _Disk:
         elif line["what"] == "made":
             self.made[inode] = self.made.get(inode, 0) + 1
         else:
-            names = {name: (self.identity(i), is_dir) for name, (i, is_dir) in line["names"].items()}
+            names = {name: (self.identity(i) if d else (i, 0), d) for name, (i, d) in line["names"].items()}
             self.names[self.identity(inode)] = names
 
 
@@ -143,13 +143,21 @@ def cut_power(disk: Path, seed: int | None = None) -> None:
         known.take(json.loads(line))
     rebuilt = disk.with_name(disk.name + ".rebuilt")
     files = {e.stat().st_ino: e for d in (disk, Path(_graves(str(disk)))) for e in d.rglob("*") if e.is_file()}
-    _Rebuild(known, files, random.Random(seed) if seed is not None else None).directory(
-        disk, disk.stat().st_ino, rebuilt
-    )
+    chance = random.Random(seed) if seed is not None else None
+    _Rebuild(known, files, chance).directory(disk, disk.stat().st_ino, rebuilt)
     shutil.rmtree(disk)
     shutil.rmtree(_graves(str(disk)))
-    journal.unlink()
     rebuilt.rename(disk)
+    journal.write_text("".join(json.dumps(line) + "\n" for line in _survivors(disk)))
+
+
+def _survivors(disk: Path) -> Iterator[dict[str, Any]]:
+    """What stands after a cut is on the disk, and survives the next."""
+    for directory, _, names in os.walk(disk):
+        with os.scandir(directory) as entries:
+            listed = {e.name: [e.inode(), e.is_dir()] for e in entries}
+        yield {"what": "names", "inode": os.stat(directory).st_ino, "names": listed}
+        yield from ({"what": "synced", "inode": listed[name][0]} for name in names)
 
 
 class _Rebuild:

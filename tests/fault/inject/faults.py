@@ -90,6 +90,10 @@ def install(process: str, rank: int = 0) -> None:
 
         record(plan.disk)
     hook = _Hook()
+    if process == TRAINER:
+        from tests.fault.inject import spawning
+
+        spawning.install(hook.patch)
     for name in plan.defects:
         from tests.fault.inject.defects import DEFECTS
 
@@ -166,7 +170,7 @@ def _wrapped(function: Callable[..., Any], *, fault: Fault, tally: _Tally) -> Ca
     return at_once
 
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Wrap = Callable[[Any], Any]
 Patch = Callable[[str, Wrap], None]
 
 

@@ -57,7 +57,8 @@ class Log:
     def _save(self, step: int) -> None:
         if step % self.script.memory_every == 0 or step % self.script.disk_every == 0:
             self.t += STALL_S
-            self.ranks("save", step=step, stall_s=STALL_S, due=["memory"])
+            due = ["memory"] + ["disk"] * (step % self.script.disk_every == 0)
+            self.ranks("save", step=step, stall_s=STALL_S, due=due)
         if step % self.script.disk_every == 0:
             self("committed", after=FLUSH_S, attempt=1, step=step, bytes=STATE_BYTES)
 

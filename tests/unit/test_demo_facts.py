@@ -147,3 +147,12 @@ def test_a_line_that_is_not_yet_whole_is_left_for_later(tmp_path):
     assert [e["what"] for e in tail.new()] == ["two"]
     assert tail.new() == []
     log.close()
+
+
+def test_a_flush_that_no_cadence_called_for_was_promoted(summary):
+    events = made_up.killed(SCRIPT)
+    kill = next(e for e in events if e["what"] == "kill")
+    events.append({"t": kill["t"] + 0.3, "what": "committed", "attempt": 1, "step": 24, "bytes": 1})
+    run = read(events)
+    assert [f.step for f in run.flushes if not f.due] == [24]
+    assert len(Summary(SCRIPT, summary.reference, run).due_flushes()) == len(summary.run.flushes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.demo.facts import Interruption, Life, Pass, RunFacts
+from holdfast.demo.facts import Flush, Interruption, Life, Pass, RunFacts
 from holdfast.demo.story import NODE_LOST
 from holdfast.report.svg import Drawing, Scale, axis_below, axis_left
 from holdfast.units import format_bytes, format_seconds
@@ -126,7 +126,17 @@ def _fill(lanes: _Lanes, run: RunFacts) -> None:
         lanes.bar("memory", (save.t - save.stall_s, save.t), "memory", note)
     for flush in run.flushes:
         size, took = format_bytes(flush.size_bytes), format_seconds(flush.flush_s)
-        lanes.bar("disk", (flush.saved, flush.committed), "disk", f"step {flush.step}: {size}, {took} after the save")
+        lanes.bar(
+            "disk", (_begun(run, flush), flush.committed), "disk", f"step {flush.step}: {size}, {took} after the save"
+        )
+
+
+def _begun(run: RunFacts, flush: Flush) -> float:
+    """When the flush may have begun: with the save if it was due, else with what made the agent promote it."""
+    if flush.due:
+        return flush.saved
+    ends = [cut.t for cut in run.interruptions] + [p.end for p in run.passes if p.end is not None]
+    return max((t for t in ends if flush.saved < t < flush.committed), default=flush.saved)
 
 
 def _recovery(lanes: _Lanes, cut: Interruption) -> None:

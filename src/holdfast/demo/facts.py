@@ -81,6 +81,7 @@ class Save:
     step: int
     t: float
     stall_s: float
+    due: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Flush:
     saved: float
     committed: float
     size_bytes: int
+    due: bool
+    """Whether the disk's cadence called for it; else it was promoted when the job ended."""
 
     @property
     def flush_s(self) -> float:

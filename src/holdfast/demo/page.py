@@ -136,7 +136,7 @@ def _flush_rows(summary: Summary) -> list[Sequence[str]]:
 
 
 def _circumstances(summary: Summary, flush: Flush) -> Iterator[str]:
-    if flush.step % summary.script.disk_every != 0:
+    if not flush.due:
         yield "promoted though not due"
     for number, cut in enumerate(summary.run.interruptions, 1):
         if flush.saved < cut.t < flush.committed:

@@ -16,7 +16,7 @@ def read(events: Iterable[Event]) -> RunFacts:
     numbered = _with_lives(events)
     lives = _lives(numbered)
     passes = _passes(numbered)
-    saves = tuple(Save(e["rank"], e["step"], e["t"], e["stall_s"]) for e in events if e["what"] == "save")
+    saves = tuple(_save(e) for e in events if e["what"] == "save")
     return RunFacts(
         passes=passes,
         lives=lives,
@@ -27,6 +27,10 @@ def read(events: Iterable[Event]) -> RunFacts:
         parameters=next((e["parameters"] for e in events if e["what"] == "ready"), 0),
         ended=events[-1]["t"],
     )
+
+
+def _save(event: Event) -> Save:
+    return Save(event["rank"], event["step"], event["t"], event["stall_s"], frozenset(event["due"]))
 
 
 def _with_lives(events: Sequence[Event]) -> list[Event]:
@@ -108,6 +112,8 @@ def _flushes(events: Sequence[Event], saves: Sequence[Save]) -> tuple[Flush, ...
     out = []
     for e in events:
         if e["what"] == "committed":
-            saved = max((s.t for s in saves if s.step == e["step"] and s.t < e["t"]), default=e["t"])
-            out.append(Flush(e["attempt"], e["step"], saved, e["t"], e.get("bytes", 0)))
+            before = [s for s in saves if s.step == e["step"] and s.t < e["t"]]
+            saved = max((s.t for s in before), default=e["t"])
+            due = any("disk" in s.due for s in before)
+            out.append(Flush(e["attempt"], e["step"], saved, e["t"], e["bytes"], due))
     return tuple(out)

@@ -113,7 +113,7 @@ class Screen:
         saves = [e for e in self._saves.get(event["step"], []) if e["t"] < event["t"]]
         if saves:
             last, stall_s = max(e["t"] for e in saves), max(e["stall_s"] for e in saves)
-            due = "" if event["step"] % self._script.disk_every == 0 else ", promoted though not due"
+            due = "" if any("disk" in e["due"] for e in saves) else ", promoted though not due"
             waited = f"training waited {format_seconds(stall_s)}"
             after = format_seconds(event["t"] - last)
             self.say(event, f"step {event['step']} on disk {after} after its save; {waited}{due}")

@@ -64,7 +64,7 @@ class Summary:
 
     def due_flushes(self) -> list[Flush]:
         """Those that the cadence called for; others were promoted when a job ended."""
-        return [f for f in self.run.flushes if f.step % self.script.disk_every == 0]
+        return [f for f in self.run.flushes if f.due]
 
     def state_bytes(self) -> int:
         return max((f.size_bytes for f in self.run.flushes), default=0)

@@ -85,7 +85,7 @@ def test_trainer_killed(scene: Scene, name: str):
     scene.run(steps=3, end="exit")
     scene.inject(fault)
     assert scene.run(steps=5) == [-9]
-    assert scene.fired(fault) == 1
+    scene.until(lambda: scene.fired(fault) == 1, "the fault to happen")
     go_on(scene)
 
 
@@ -97,7 +97,7 @@ def test_killed_while_loading(scene: Scene, name: str):
     scene.kill_agent()
     scene.inject(fault)
     scene.run(steps=3)
-    assert scene.fired(fault) == 1
+    scene.until(lambda: scene.fired(fault) == 1, "the fault to happen")
     go_on(scene)
 
 
@@ -107,7 +107,7 @@ def test_agent_killed(scene: Scene, name: str):
     fault = AGENT_POINTS[name]
     scene.inject(fault)
     scene.finish(steps=6, end="durable", pace_s=0.05)
-    assert scene.fired(fault) == 1
+    scene.until(lambda: scene.fired(fault) == 1, "the fault to happen")
     go_on(scene)
 
 

@@ -68,6 +68,7 @@ class Session:
         self.world_size = world_size
         self._slots: dict[int, TrainerSlot] = {}
         self._mine: list[int] = []
+        self._asked: messages.Prepare | None = None
         self._mapping = threading.Lock()
         self._faulting: threading.Thread | None = None
         self._closing = threading.Event()
@@ -151,6 +152,9 @@ class Session:
             file.close()
         self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
         self.page.attempt, self.page.stop_signal = attempt, signal
+        if (asked := self._asked) is not None:
+            # The agent before may have died with slots not dealt yet; this one does not know who asked for them.
+            self._dealt(asked, self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=_CALL_S))
 
     @property
     def closed(self) -> bool:
@@ -185,29 +189,35 @@ class Session:
         Raises: CapacityError with the sum when they cannot fit.
         """
         body = messages.Prepare(self.rank, image_bytes)
-        self._mine = self.tell("/prepare", body, messages.PrepareAnswer).slots
+        self._dealt(body, self.tell("/prepare", body, messages.PrepareAnswer))
+
+    def _dealt(self, asked: messages.Prepare, answer: messages.PrepareAnswer) -> None:
+        self._asked, self._mine = asked, answer.slots
         self._fault_error = None
         if self._faulting is None or not self._faulting.is_alive():
             self._faulting = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
             self._faulting.start()
 
     def _fault(self) -> None:
-        """Map and fault every slot as soon as the agent has dealt it."""
+        """Map and fault every slot as soon as the agent has dealt it; the list may change meanwhile."""
         try:
-            for number in list(self._mine):
+            while (number := next((n for n in self._mine if not self._is_faulted(n)), None)) is not None:
                 slot = self.slot(number)
-                while slot.page.dealt_rank != self.rank and slot.page.state == SlotState.FREE:
+                if slot.page.dealt_rank != self.rank and slot.page.state == SlotState.FREE:
                     if self._closing.wait(_DEAL_POLL_S):
                         return
-                if not slot.faulted:
+                else:
                     populate(slot.file.buffer)
                     slot.faulted = True
         except HoldfastError as e:
             self._fault_error = e
 
+    def _is_faulted(self, number: int) -> bool:
+        return number in self._slots and self._slots[number].faulted
+
     def faulted(self) -> bool:
         """Whether every dealt slot is mapped and faulted here."""
-        return all(n in self._slots and self._slots[n].faulted for n in self._mine)
+        return all(self._is_faulted(n) for n in self._mine)
 
     def slot(self, number: int) -> TrainerSlot:
         """The slot, mapped once per process."""

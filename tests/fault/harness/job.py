@@ -18,7 +18,7 @@ from tests.fault.harness import oracle
 if TYPE_CHECKING:
     from holdfast.trainer.save import Save
 
-_RENDEZVOUS_S = 60.0
+_MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Job:
     """What one life does.
 
     `load_step` None loads the newest. `steps` are trained (the next step number goes on from the one loaded). `end` is
-    close, exit (without a word), raise (out of the `with` block), linger (until killed) or durable (wait for the last
-    step, then close).
+    close, exit (without a word), raise (out of the `with` block), linger (until killed) or durable (train on until some
+    step is durable, wait for the last one, close).
     """
 
     url: str
@@ -110,7 +110,9 @@ def _steps(job: Job, log: Log, checkpointer: Any, state: dict[str, Any]) -> Watc
     log("steps", steps=[[s.attempt, s.step, list(s.tiers), s.abandoned] for s in checkpointer.steps()])
     begin = job.first_step if job.first_step is not None else 0 if loaded is None else loaded + 1
     watch = Watch(log)
-    for step in range(begin, begin + job.steps):
+    for step in range(begin, begin + _MOST_STEPS):
+        if step >= begin + job.steps and (job.end != "durable" or watch.seen_durable):
+            break
         set_state(state, job.life, step, job.rank)
         log("saving", step=step)
         save = checkpointer.save(step, state, force=step in job.force)
@@ -129,6 +131,7 @@ class Watch:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._open: list[tuple[Save, str]] = []
+        self.seen_durable = False
 
     def add(self, save: Save) -> None:
         self._open += [(save, "memory"), (save, "durable")]
@@ -140,6 +143,7 @@ class Watch:
             try:
                 save.wait(what, timeout_s=timeout_s)
                 self._log(what, step=save.step, attempt=save.attempt)
+                self.seen_durable |= what == "durable"
             except DeadlineError:
                 continue
             except NotDueError:

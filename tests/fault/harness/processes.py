@@ -116,6 +116,8 @@ class Trainer:
         end = time.monotonic() + limit_s
         while self.code is None:
             if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGUSR2)
+                time.sleep(0.5)
                 raise Violation(f"trainer {self.pid} did not end within {limit_s:g} s; it wrote: {self.said()}")
             time.sleep(_POLL_S)
         assert self.code is not None

@@ -8,6 +8,7 @@ an agent asks on the socket whose path is the first argument. It ends, and its c
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -114,9 +115,10 @@ class _Server:
 
 # In the child ---------------------------------------------------------------------------------------------------------
 def _run(become: Callable[[], int]) -> None:
-    """Never returns."""
+    """Never returns. SIGUSR2 shows where all threads stand."""
     code = 1
     try:
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
         code = become()
     except KeyboardInterrupt:
         code = 3

@@ -65,6 +65,9 @@ class Scene:
         return text.splitlines().count(str(fault))
 
     # -- lives --------------------------------------------------------------------------------------------------------
+    def job_with(self, **changes: Any) -> Job:
+        return dataclasses.replace(self.job, **changes)
+
     def start(self, **changes: Any) -> Trainer:
         """Begin a life; every rank of it. Returns rank 0."""
         self.life += 1

@@ -1,0 +1,50 @@
+"""One long run in which trainer, agent or both are killed at random moments and started again.
+
+`HOLDFAST_TEST_KILLS=1000 HOLDFAST_TEST_SEED=7 pytest tests/fault/test_random_kills.py` goes on for longer, elsewhere.
+"""
+
+import os
+import random
+import time
+
+import pytest
+
+from tests.fault.harness.checks import check, check_tidy
+from tests.fault.harness.scene import Scene
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(0 if "HOLDFAST_TEST_KILLS" in os.environ else 300)]
+
+KILLS = int(os.environ.get("HOLDFAST_TEST_KILLS", "60"))
+SEED = int(os.environ.get("HOLDFAST_TEST_SEED", "1"))
+CHECKED_EVERY = 10
+
+
+@pytest.mark.parametrize(("world", "kills"), [(1, KILLS), (2, KILLS // 4)], ids=["one rank", "two ranks"])
+def test_random_kills(scene: Scene, world: int, kills: int):
+    chance = random.Random(SEED + world)
+    scene.job = scene.job_with(world=world, steps=1_000_000, pace_s=0.004, end="linger")
+    scene.start()
+    for n in range(1, kills + 1):
+        if chance.random() < 0.7:
+            scene.wait_for("loaded")
+        time.sleep(chance.random() * 0.3)
+        kill_some(scene, chance)
+        if n % CHECKED_EVERY == 0:
+            check(scene)
+    scene.kill_trainers()
+    scene.finish(steps=4, end="durable")
+    history = check(scene)
+    check_tidy(scene)
+    assert len(history.durable) > kills / 4, "this tested nothing"
+    assert sum(load is not None for load in history.loads) > kills / 4
+
+
+def kill_some(scene: Scene, chance: random.Random) -> None:
+    """Somebody dies. When it was a trainer, a launcher starts all ranks again."""
+    who = chance.choice(("trainer", "agent", "both"))
+    if who != "trainer":
+        scene.kill_agent()
+    if who != "agent":
+        chance.choice(scene.trainers).kill()
+        scene.kill_trainers()
+        scene.start()

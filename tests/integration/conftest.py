@@ -31,11 +31,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @pytest.fixture
-def mounts(tmp_path: Path) -> Iterator[Mounts]:
+def mounts() -> Iterator[Mounts]:
     """Small file systems, where this user may mount them."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
-    made = Mounts(tmp_path / "mounts")
+    made = Mounts()
     yield made
     made.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import pytest
 class Mounts:
     """Tmpfs mounts below one directory; `close` takes them all away."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self) -> None:
+        # A short path: a socket may stand below it.
+        self._root = Path(tempfile.mkdtemp(prefix="hf-", dir="/tmp"))
         self._made: list[Path] = []
 
     def tmpfs(self, size: str) -> Path:
@@ -33,3 +36,4 @@ class Mounts:
         for path in reversed(self._made):
             # Lazily: an agent that is on its way out may still hold a file.
             subprocess.run(["umount", "-l", str(path)], check=True)
+        shutil.rmtree(self._root)

@@ -1,10 +1,12 @@
 """How a job's time with its agent ends: close, discard, promotion, leaving without a word, the next job."""
 
+import signal
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.integration import processes  # noqa: E402
+from tests.integration import jobs, processes  # noqa: E402
 from tests.integration.place import until  # noqa: E402
 
 import holdfast  # noqa: E402
@@ -42,3 +44,83 @@ def test_a_job_that_only_loads_closes_well_and_leaves_nothing(place):
     until(lambda: not processes.agents(place.arena_dir), "the second agent ends")
     assert not list(place.arena_dir.rglob("slot-*"))
     assert len(list((place.home / "attempts").iterdir())) == 1, "loading claims nothing"
+
+
+def test_close_with_discard_waits_for_nothing_and_keeps_nothing_new(place):
+    config = tiers(place, every_steps=10)
+    ckpt = holdfast.Checkpointer(config)
+    ckpt.load(filled(0))
+    ckpt.save(10, filled(10)).wait("durable", timeout_s=30)
+    ckpt.save(11, filled(11)).wait("memory", timeout_s=30)
+    ckpt.close(discard=True)
+    until(lambda: not processes.agents(place.arena_dir), "the agent ends")
+    assert not list(place.arena_dir.rglob("slot-*"))
+    assert place.committed() == [(1, 10)]
+    with holdfast.Checkpointer(config) as ckpt:
+        assert ckpt.load(filled(0)) == 10
+
+
+def test_leaving_by_an_exception_keeps_the_memory_for_the_next(place):
+    config = tiers(place, every_steps=1000)
+
+    def fails():
+        with holdfast.Checkpointer(config) as ckpt:
+            ckpt.load(filled(0))
+            ckpt.save(7, filled(7)).wait("memory", timeout_s=30)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    state = filled(0)
+    with holdfast.Checkpointer(config) as ckpt:
+        assert ckpt.load(state) == 7
+        assert (state["x"] == 7).all()
+
+
+def test_an_agent_survives_its_trainer_and_serves_the_restart_from_memory(place, forker):
+    job = processes.start(forker, 1, jobs.hold, place.url, step=3)
+    job.hear(0)
+    [agent] = processes.agents(place.arena_dir)
+    job.signal(0, signal.SIGKILL)
+    job.results()
+    assert agent.is_running()
+    # Nothing on disk can be read any more: what loads comes from memory.
+    until(place.committed, "what was in memory is flushed")
+    for path in place.images(1, 3):
+        path.write_bytes(b"")
+    state = {"x": torch.zeros(1000), "step": 0}
+    with holdfast.Checkpointer(place.url) as ckpt:
+        assert ckpt.load(state) == 3
+        assert place.status()["pid"] == agent.pid
+    assert (state["x"] == 3).all()
+
+
+def test_an_idle_agent_promotes_and_goes(place, forker):
+    env = {"HOLDFAST_IDLE_S": "0.5"}
+    job = processes.start(forker, 1, jobs.until_told, place.url, step_s=0, every_steps=1, steps=6, ask=False, env=env)
+    job.hear(0)
+    job.signal(0, signal.SIGKILL)
+    job.results()
+    until(lambda: not processes.agents(place.arena_dir), "the agent goes")
+    [newest] = [place.committed()[-1]]
+    assert newest[1] >= 3
+    assert not list(place.arena_dir.rglob("slot-*"))
+
+
+def test_a_process_that_forgets_to_close_loses_nothing(place, forker):
+    job = processes.start(forker, 1, jobs.forgets, place.url, step=4, env={"HOLDFAST_IDLE_S": "0.5"})
+    assert job.results()[0].error is None
+    until(lambda: place.committed() == [(1, 4)], "the agent flushes")
+    until(lambda: not processes.agents(place.arena_dir), "the agent goes by itself")
+    x = torch.zeros(10)
+    with holdfast.Checkpointer(place.url) as ckpt:
+        assert ckpt.load({"x": x}) == 4
+    assert (x == 4).all()
+
+
+def test_a_step_saved_right_before_close_is_there(place):
+    for step in range(1, 6):
+        with holdfast.Checkpointer(place.url) as ckpt:
+            ckpt.load(filled(0))
+            ckpt.save(step, filled(step))
+        assert place.committed()[-1][1] == step

@@ -25,7 +25,7 @@ _HINT = (
 
 @dataclass(slots=True)
 class Slot:
-    """One slot: its file, its page, whether its room is promised and faulted, and which rank waits for that (-1: none)."""
+    """One slot: its file, its page, whether its room is promised and faulted, which rank waits for that (-1: none)."""
 
     number: int
     file: MappedFile

@@ -57,9 +57,9 @@ class Loading:
         await self._settle()
         view = await self._agent.in_thread(self._agent.shelf.view)
         memory = self._in_memory()
-        ids = {c for c in memory if c in view.lineage or not view.attempts} | {
-            c for c in view.committed if c in view.lineage
-        }
+        ids = memory.keys() | view.committed.keys()
+        if view.attempts:  # else: a tier that outlived the one with the claims; the newest of what it has counts
+            ids = {c for c in ids if c in view.lineage}
         ids -= view.tombstoned
         problems = list(view.problems)
         for checkpoint in sorted(ids, reverse=True):
@@ -150,12 +150,12 @@ class Loading:
                     generation = self._agent.arena.slots[number].page.generation
                     return messages.FetchedImage(record.id, number, generation, record.size_bytes, source)
             if record.id not in self._fetching:
-                task = asyncio.create_task(self._fetch(record, tiers))
+                task = asyncio.create_task(self._fetch(rank, record, tiers))
                 self._fetching[record.id] = task
                 task.add_done_callback(lambda _: self._fetching.pop(record.id, None))
             source = await asyncio.shield(self._fetching[record.id])
 
-    async def _fetch(self, record: ImageRecord, tiers: list[str]) -> str:
+    async def _fetch(self, rank: int, record: ImageRecord, tiers: list[str]) -> str:
         """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
         errors: list[str] = []
         for tier in self._places(record.id, tiers):
@@ -170,7 +170,7 @@ class Loading:
                 self._agent.reported(e.to_dict())
                 slot.page.state = SlotState.FREE
                 continue
-            self._hold(slot, record, header, frozenset(tiers))
+            self._hold(rank, slot, record, header, frozenset(tiers))
             log.info("fetched %s from %s", record.id, tier)
             return tier
         raise LoadError(f"{record.id}: {'; '.join(errors) or 'no copy is left'}", step=record.id.step)
@@ -211,7 +211,8 @@ class Loading:
         _, header = check_image(room, record.id, self._headers)
         return header
 
-    def _hold(self, slot: Slot, record: ImageRecord, header: ImageHeader, tiers: frozenset[str]) -> None:
+    def _hold(self, rank: int, slot: Slot, record: ImageRecord, header: ImageHeader, tiers: frozenset[str]) -> None:
+        """From filling to held, pinned for the rank that asked: an older step than memory keeps would go at once."""
         page, image = slot.page, record.id
         page.attempt, page.step, page.rank, page.image = image.attempt, image.step, image.rank, image.image
         page.world_size, page.image_count = header.world_size, header.image_count
@@ -219,7 +220,10 @@ class Loading:
         page.committed_mask = sum(self._agent.mask_of(t) for t in tiers)
         barrier()
         page.state = SlotState.HELD
-        self._agent.executor.tell_node(events.Fetched(slot.number, page.generation, record, header, tiers))
+        pins = int(rank in self._reading)
+        if pins:
+            self._pins.setdefault(rank, []).append(slot.number)
+        self._agent.executor.tell_node(events.Fetched(slot.number, page.generation, record, header, tiers, pins))
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
     def unpin(self, rank: int) -> None:

@@ -77,7 +77,9 @@ class Loader:
                     return None
                 raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
             if not self._fetch_and_verify(talk, found.checkpoint):
-                below = found.checkpoint if step is None else None
+                if step is not None:
+                    raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
+                below = found.checkpoint
                 continue
             if found.problems or self.notes:
                 log.warning("loading %s; passed over: %s", found.checkpoint, "; ".join([*found.problems, *self.notes]))

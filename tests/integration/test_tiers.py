@@ -1,0 +1,118 @@
+"""Several tiers, each with its own cadence and retention; one that fails or is lost takes nothing from the others."""
+
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.integration import processes  # noqa: E402
+from tests.integration.place import until  # noqa: E402
+
+import holdfast  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def filled(value):
+    return {"x": torch.full((5000,), float(value)), "step": value}
+
+
+def test_a_bare_url_means_memory_and_that_url(place):
+    with holdfast.Checkpointer(place.url, every_steps=2, keep_last=2) as ckpt:
+        ckpt.load(filled(0))
+        saves = [ckpt.save(step, filled(step)) for step in range(9)]
+        assert [s is not None for s in saves] == [True, False] * 4 + [True]
+        saves[8].wait("durable", timeout_s=30)
+        assert saves[8].due == {"memory", "posix"}
+        until(lambda: place.committed() == [(1, 6), (1, 8)], "what is older than keep_last goes")
+        steps = until(lambda: [s for s in ckpt.steps() if s.step >= 6], "steps are told")
+        assert [(s.step, sorted(s.tiers), s.abandoned) for s in steps] == [
+            (6, ["memory", "posix"], False), (8, ["memory", "posix"], False)
+        ]  # fmt: skip
+        assert all(s.size_bytes >= 20_000 for s in steps)
+
+
+def test_each_tier_has_its_own_cadence_and_retention(place):
+    slow = place.home.parent / "slow"
+    config = holdfast.Config(
+        tiers=(
+            holdfast.TierConfig("memory:", every_steps=1, keep_last=2),
+            holdfast.TierConfig(place.url, every_steps=2, keep_last=2, keep_every_steps=6),
+            holdfast.TierConfig(str(slow), every_steps=5, name="slow"),
+        )
+    )
+    with holdfast.Checkpointer(config) as ckpt:
+        ckpt.load(filled(0))
+        for step in range(1, 14):
+            saved = ckpt.save(step, filled(step))
+            assert saved.due == {"memory"} | ({"posix"} if step % 2 == 0 else set()) | (
+                {"slow"} if step % 5 == 0 else set()
+            )
+            for tier in saved.due:
+                saved.wait(tier, timeout_s=30)
+            assert saved.error is None
+        forced = ckpt.save(14, filled(14), force=True)
+        assert forced.due == {"memory", "posix", "slow"}
+        forced.wait("slow", timeout_s=30)
+        forced.wait("posix", timeout_s=30)
+        assert until(forced.done, "the save is done")
+        until(
+            lambda: [s for _, s in place.committed()] == [6, 12, 14], "6 and 12 by keep_every, 12 and 14 by keep_last"
+        )
+    assert sorted(p.name for p in (slow / "manifests").iterdir()) == [f"00000001-{s:012d}" for s in (5, 10, 14)]
+
+
+def test_close_promotes_the_newest_step_though_it_was_not_due_on_the_file_tier(place):
+    config = holdfast.Config(
+        tiers=(holdfast.TierConfig("memory:", keep_last=2), holdfast.TierConfig(place.url, every_steps=10))
+    )
+    with holdfast.Checkpointer(config) as ckpt:
+        ckpt.load(filled(0))
+        for step in range(10, 14):
+            ckpt.save(step, filled(step)).wait("memory", timeout_s=30)
+    assert [s for _, s in place.committed()] == [10, 13]
+    state = filled(0)
+    with holdfast.Checkpointer(config) as ckpt:
+        assert ckpt.load(state) == 13
+    assert (state["x"] == 13).all()
+
+
+def test_going_back_leaves_the_later_steps_behind(place):
+    with holdfast.Checkpointer(place.url) as ckpt:
+        ckpt.load(filled(0))
+        for step in (1, 2, 3):
+            ckpt.save(step, filled(step)).wait("durable", timeout_s=30)
+        state = filled(0)
+        assert ckpt.load(state, step=1) == 1
+        assert state["step"] == 1
+        ckpt.save(2, filled(22)).wait("durable", timeout_s=30)
+        told = {(s.attempt, s.step): s.abandoned for s in ckpt.steps()}
+        assert told == {(1, 1): False, (1, 2): True, (1, 3): True, (2, 2): False}
+    with holdfast.Checkpointer(place.url) as ckpt:
+        assert ckpt.load(state) == 2
+    assert (state["x"] == 22).all()
+
+
+def test_a_tier_that_outlives_the_one_with_the_claims_still_loads(place):
+    other = place.home.parent / "other"
+    config = holdfast.Config(
+        tiers=(
+            holdfast.TierConfig("memory:", keep_last=2),
+            holdfast.TierConfig(place.url),
+            holdfast.TierConfig(str(other)),
+        )
+    )
+    with holdfast.Checkpointer(config) as ckpt:
+        ckpt.load(filled(0))
+        for step in (1, 2):
+            ckpt.save(step, filled(step)).wait("posix-2", timeout_s=30)
+    until(lambda: not processes.agents(place.arena_dir), "memory is freed")
+    shutil.rmtree(place.home)
+    for expected, next_step in ((2, 3), (3, None)):
+        state = filled(0)
+        with holdfast.Checkpointer(str(other)) as ckpt:
+            assert ckpt.load(state) == expected
+            assert (state["x"] == expected).all()
+            if next_step is not None:
+                ckpt.save(next_step, filled(next_step))

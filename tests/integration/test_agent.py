@@ -1,0 +1,157 @@
+"""The agent seen from outside: its socket, its status, its metrics, its page, and what it does not import."""
+
+import http.client
+import os
+import socket
+import stat
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+torch = pytest.importorskip("torch")
+
+from tests.integration import processes, reference  # noqa: E402
+from tests.integration.place import until  # noqa: E402
+
+import holdfast  # noqa: E402
+from holdfast.errors import RunBusyError, UsageError  # noqa: E402
+from holdfast.wire import messages  # noqa: E402
+from holdfast.wire.spawn import SOCKET  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+class Rows(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data + " "
+
+
+def get(arena, path):
+    """What a browser or Prometheus would get."""
+    connection = http.client.HTTPConnection("agent", timeout=20)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(20)
+    connection.sock.connect(str(arena / SOCKET))
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.getheader("Content-Type"), answer.read().decode()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def training(place):
+    """Three steps saved and committed."""
+    with holdfast.Checkpointer(place.url) as ckpt:
+        state = {"x": torch.ones(10_000)}
+        ckpt.load(state)
+        for step in (1, 2, 3):
+            ckpt.save(step, state).wait("durable", timeout_s=30)
+        yield ckpt
+
+
+def test_what_the_agent_shows(place):
+    with training(place):
+        check_metrics(place)
+        check_status(place)
+        check_page(place)
+        check_privacy(place)
+        check_refusals(place)
+
+
+def check_metrics(place):
+    code, kind, text = get(place.arena, "/metrics")
+    assert code == 200
+    assert kind.startswith("text/plain")
+    families = {f.name: f for f in text_string_to_metric_families(text)}
+    names = {s.name for f in families.values() for s in f.samples}
+    assert names == reference.column("Metrics", "metric")
+    labels = {s.name: set(s.labels) for f in families.values() for s in f.samples}
+    assert labels == {r["metric"]: set(r["labels"].split(", ")) - {""} for r in reference.table("Metrics")}
+
+    def value(family, name, **labels):
+        return next(s.value for s in families[family].samples if s.name == name and s.labels == labels)
+
+    assert value("holdfast_saves", "holdfast_saves_total", rank="0") == 3
+    assert value("holdfast_step", "holdfast_step", rank="0") == 3
+    assert value("holdfast_committed_step", "holdfast_committed_step", tier="posix") == 3
+    assert value("holdfast_flushed_bytes", "holdfast_flushed_bytes_total", tier="posix") > 120_000
+    assert value("holdfast_errors", "holdfast_errors_total") == 0
+    assert value("holdfast_attempt", "holdfast_attempt") == 1
+    assert {s.labels["state"] for s in families["holdfast_slots"].samples} == {"free", "filling", "staged", "held"}
+
+
+def check_status(place):
+    status = place.status()
+    assert status.keys() == reference.column("Status", "key")
+    for part in ("trainers", "tiers", "slots", "steps"):
+        assert status[part], part
+        for row in status[part]:
+            assert row.keys() == reference.column(f"Status: `{part}[]`", "key"), part
+    assert status["home"] == place.url
+    assert status["trainers"][0]["pid"] == os.getpid()
+    assert status["trainers"][0]["attached"] is True
+    assert {s["step"] for s in status["steps"] if s["memory"] == "whole"} == {2, 3}
+    assert (status["attempt"], status["errors"], status["superseded_by"]) == (1, 0, 0)
+
+
+def check_page(place):
+    code, kind, text = get(place.arena, "/")
+    assert code == 200
+    assert kind.startswith("text/html")
+    page = Rows()
+    page.feed(text)
+    assert "script" not in page.tags
+    assert {"h1", "table", "td"} <= set(page.tags)
+    for word in (place.url, "posix", "trainers", "slots", "steps"):
+        assert word in page.text
+
+
+def check_privacy(place):
+    """Nobody else may read the arena or speak to the socket; and there is no torch in that process."""
+    assert stat.S_IMODE(place.arena.stat().st_mode) == 0o700
+    for path in (*place.arena.glob("slot-*"), *place.arena.glob("*.page"), place.arena / "agent.log"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert stat.S_IMODE((place.arena / SOCKET).stat().st_mode) == 0o600
+    [agent] = processes.agents(place.arena_dir)
+    maps = Path(f"/proc/{agent.pid}/maps").read_text()
+    assert "torch" not in maps
+    assert "slot-00000" in maps
+
+
+def check_refusals(place):
+    """Bad calls are answered with an error, and the agent lives on."""
+    client = place.agent()
+    with pytest.raises(UsageError):
+        client.get("/no-such-call", dict, timeout_s=10)
+    with pytest.raises(UsageError):
+        client.post("/prepare", {"nonsense": True}, messages.PrepareAnswer, timeout_s=10)
+    with pytest.raises(RunBusyError):
+        client.post("/stop", messages.Stop(), messages.Ok, timeout_s=10)
+    assert place.status()["errors"] == 0
+
+
+def test_two_runs_on_one_node_have_agents_of_their_own(place):
+    other = place.home.parent / "other"
+    with holdfast.Checkpointer(place.url) as one, holdfast.Checkpointer(str(other)) as two:
+        for value, ckpt in ((1, one), (2, two)):
+            ckpt.load({"x": torch.zeros(10)})
+            ckpt.save(value, {"x": torch.full((10,), float(value))})
+        assert len(processes.agents(place.arena_dir)) == 2
+    until(lambda: not processes.agents(place.arena_dir), "both agents end")
+    x = torch.zeros(10)
+    with holdfast.Checkpointer(str(other)) as ckpt:
+        assert ckpt.load({"x": x}) == 2
+    assert (x == 2).all()

@@ -22,7 +22,9 @@ class TierBook:
 
     rule: TierRule
     read: bool = False
-    """Listed, or found not to be listable, since the start."""
+    """Listed, or found not to be listable, since the attempt was claimed."""
+    listed: bool = False
+    """Listed at least once."""
     committed: set[CheckpointId] = field(default_factory=set)
     doomed: set[CheckpointId] = field(default_factory=set)
     """To be pruned, or begun to be."""
@@ -31,9 +33,9 @@ class TierBook:
     deleting: frozenset[CheckpointId] = frozenset()
     _pruned: deque[CheckpointId] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
-    def listed(self, committed: Iterable[CheckpointId], tombstoned: Collection[CheckpointId]) -> None:
+    def take_listing(self, committed: Iterable[CheckpointId], tombstoned: Collection[CheckpointId]) -> None:
         """Take note of a listing; it may be older than what was pruned or committed since."""
-        self.read = True
+        self.read = self.listed = True
         gone = set(self._pruned)
         self.doomed |= set(tombstoned) - gone
         for checkpoint in sorted(set(committed) - gone):
@@ -74,6 +76,10 @@ class TierBook:
         """A deletion failed. A prune stays wanted; images without manifest wait for the sweep of the next start."""
         self.remains -= self.deleting
         self.deleting = frozenset()
+
+    def forgotten(self, checkpoint: CheckpointId) -> bool:
+        """Whether the step was pruned here, or is about to be."""
+        return checkpoint in self.doomed or checkpoint in self._pruned
 
     def going(self, checkpoint: CheckpointId) -> bool:
         """Whether images of this step are being deleted, or will be."""

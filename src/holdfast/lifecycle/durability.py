@@ -96,7 +96,7 @@ class Durability:
         book = self._ledger.books.get(event.tier)
         if book is None:
             return
-        book.listed(event.committed, event.tombstoned)
+        book.take_listing(event.committed, event.tombstoned)
         for checkpoint in sorted(self._ledger.records):
             self._compare(checkpoint, event.tier)
         self._p.drop_incomplete()

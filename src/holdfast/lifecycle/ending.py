@@ -13,6 +13,7 @@ from enum import Enum
 
 from holdfast.errors import AgentError, DeadlineError
 from holdfast.lifecycle import actions, events
+from holdfast.lifecycle.book import TierBook
 from holdfast.lifecycle.progress import Progress
 from holdfast.lifecycle.steps import OPEN, StepRecord, TierProgress, TierState
 from holdfast.model.identity import CheckpointId
@@ -154,13 +155,15 @@ class Ending:
         return None if self._ledger.superseded else self._ledger.newest_whole()
 
     def _durable(self, record: StepRecord) -> bool:
-        names = [r.name for r in durable_order(self._ledger.rules)]
-        # A step that was only loaded has no state per tier, but was listed.
-        return any(
-            record.id in self._ledger.books[n].standing
-            or (n in record.tiers and record.tiers[n].state is TierState.COMMITTED)
-            for n in names
-        )
+        """Whether this step, or a later one of the lineage, stands on a tier that outlives the node."""
+        return any(self._stands(record, self._ledger.books[r.name]) for r in durable_order(self._ledger.rules))
+
+    def _stands(self, record: StepRecord, book: TierBook) -> bool:
+        if any(c == record.id or (c > record.id and self._ledger.on_lineage(c)) for c in book.standing):
+            return True
+        progress = record.tiers.get(book.rule.name)
+        # A tier that cannot be listed: the slots' pages said that it has the step.
+        return not book.listed and progress is not None and progress.state is TierState.COMMITTED
 
     def _waits_for_sweep(self, record: StepRecord) -> bool:
         if self._durable(record):
@@ -178,7 +181,7 @@ class Ending:
             return AgentError("the attempt could not be determined, so nothing can be committed").to_dict()
         for rule in durable_order(self._ledger.rules):
             book, progress = self._ledger.books[rule.name], newest.tiers.get(rule.name)
-            if newest.id in book.doomed:
+            if book.forgotten(newest.id):
                 continue
             if book.going(newest.id):
                 return None
@@ -196,6 +199,7 @@ class Ending:
         progress = record.tiers.get(tier)
         if progress is None or progress.state not in OPEN:
             record.tiers[tier] = TierProgress()
+            self._ledger.unsettled.add(record.id)
         elif progress.state is TierState.COMMITTING:
             return
         self._p.to_nodes(events.Promote(tier, record.id))

@@ -218,7 +218,7 @@ class UploadFailed:
 # To the node machine: from the run machine ------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Resend:
-    """The run machine is new (its agent was restarted or moved): say everything again."""
+    """The run machine is new, or this agent is: what was said before may be lost, so say everything again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +231,13 @@ class LineageChanged:
 @dataclass(frozen=True, slots=True)
 class BecameWhole:
     """All images of the step are verified in memory and cover it."""
+
+    checkpoint: CheckpointId
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubt:
+    """Some node says anew what it holds: until it has, the step is not known to be whole."""
 
     checkpoint: CheckpointId
 
@@ -281,14 +288,29 @@ class FreeAll:
 
 # To the run machine: from node machines ---------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
+class TellsAnew:
+    """What this node said before may be out of date; what it holds follows, and then `HasTold`."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class HasTold:
+    """This node has said everything it holds."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageStaged:
-    """A rank staged an image; its checksum is still to come."""
+    """A rank staged an image; its checksum is still to come. `committed` are tiers that had its step once."""
 
     node: str
     image: ImageId
     image_count: int
     world_size: int
     due: frozenset[str]
+    committed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,11 +384,13 @@ class AttemptOwned:
     """This run's agents own the highest attempt: just claimed, or found again by a new coordinator.
 
     To be followed by what stands on each tier: `TierReceipt` for images found without manifest, then `CatalogRead` or
-    `CatalogFailed`. Until all tiers are read, no step is dropped for want of an image.
+    `CatalogFailed`. Until all tiers are read, no step is dropped for want of an image; nor until each of `nodes` has
+    told what it holds (a new coordinator of several nodes names them here and sends each a `Resend`).
     """
 
     attempt: int
     lineage: Lineage
+    nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,9 +519,13 @@ class NodeGone:
     node: str
 
 
-FromRun = Resend | LineageChanged | BecameWhole | Committed | CancelFlush | Release | Forget | Promote | FreeAll
+FromRun = (
+    Resend | LineageChanged | BecameWhole | InDoubt | Committed | CancelFlush | Release | Forget | Promote | FreeAll
+)
 FromNode = (
-    ImageStaged
+    TellsAnew
+    | HasTold
+    | ImageStaged
     | MemoryReceipt
     | MemoryGone
     | ImageFailed

@@ -81,10 +81,13 @@ class Flushes:
         if step is None or tier is None or step.forgotten:
             return
         step.off.discard(event.tier)
+        step.committed.discard(event.tier)
         tier.urgent = event.checkpoint
         for occupant in self._state.occupants(event.checkpoint):
-            if occupant.state is not SlotState.BAD:
-                occupant.flushes.setdefault(event.tier, Flush.WAITING)
+            # What a page says is committed may have been pruned since: the run machine has looked.
+            flushed = occupant.flushes.get(event.tier, Flush.COMMITTED) is not Flush.COMMITTED
+            if occupant.state is not SlotState.BAD and not flushed:
+                occupant.flushes[event.tier] = Flush.WAITING
 
     # -- beginning and giving way -------------------------------------------------------------------------------------
     def begin_all(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from holdfast.errors import CorruptError, SkippedError, SupersededError
+from holdfast.errors import CorruptError, SkippedError, StepLostError, SupersededError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.progress import Progress
 from holdfast.lifecycle.steps import OPEN, Check, StepRecord, TierProgress, TierState
@@ -24,17 +24,23 @@ class Images:
     # -- announced ----------------------------------------------------------------------------------------------------
     def staged(self, event: events.ImageStaged) -> None:
         """A rank staged an image."""
-        record = self._p.record(event.image.checkpoint)
+        record = self._admit(event.image.checkpoint)
         self._ledger.gone.discard(event.image.rank)
-        if not record.lost and self._ledger.abandoned(record.id):
-            self._p.lose(record, SkippedError("abandoned: staged after its attempt", step=record.id.step))
         if not record.lost and self._fits(record, event.world_size):
             record.announce(event.image, event.image_count)
+        record.held.setdefault(event.image, set()).add(event.node)
+        self._was_committed(record, event.committed)
         self.make_due(record, event.due)
         self._remind(record, event.node)
-        if not record.staged_by(event.image.rank) or record.id.attempt < self._ledger.attempt:
-            self._p.drop_if_missing(record)
+        self._p.drop_if_missing(record)
         self._p.changed(record)
+
+    def _admit(self, checkpoint: CheckpointId) -> StepRecord:
+        """The record of a step somebody speaks of; lost from the start when it was left behind."""
+        record = self._p.record(checkpoint)
+        if not record.lost and self._ledger.abandoned(checkpoint):
+            self._p.lose(record, SkippedError("abandoned: its attempt is over", step=checkpoint.step))
+        return record
 
     def _fits(self, record: StepRecord, world_size: int) -> bool:
         if record.world_size not in (0, world_size):
@@ -49,13 +55,23 @@ class Images:
         for name in sorted(self._ledger.books.keys() & set(due) - record.tiers.keys()):
             book = self._ledger.books[name]
             progress = record.tiers[name] = TierProgress()
+            self._ledger.unsettled.add(record.id)
             if record.id in book.standing:
                 progress.state = TierState.COMMITTED
-            elif record.lost or record.id in book.doomed:
+            elif record.lost or book.forgotten(record.id):
                 progress.state, progress.error = TierState.DROPPED, record.error
             elif self._ledger.superseded:
                 progress.state = TierState.FAILED
                 progress.error = superseded_error(self._ledger.superseded_by).to_dict()
+
+    def _was_committed(self, record: StepRecord, tiers: Iterable[str]) -> None:
+        """A node remembers that tiers had the step. Where it stands no more it was pruned: it is not flushed again."""
+        for name in sorted(self._ledger.books.keys() & set(tiers)):
+            progress = record.tiers.get(name)
+            if progress is None:
+                record.tiers[name] = TierProgress(TierState.COMMITTED, commit_begun=True)
+            elif progress.state in OPEN and progress.state is not TierState.COMMITTING:
+                self._p.mark_committed(record, name)
 
     def _remind(self, record: StepRecord, node: str) -> None:
         """Tell a node that speaks of a step what is settled about it already: the node may be new, or late."""
@@ -81,13 +97,14 @@ class Images:
         if record.lost:
             self._forget(record, event.node)
         elif self._learn(record, actions.KnownImage(event.record, event.header)):
-            record.memory.setdefault(event.record.id, set()).add(event.node)
+            for places in (record.held, record.memory):
+                places.setdefault(event.record.id, set()).add(event.node)
             self._p.advance(record)
             self._p.changed(record)
 
     def found(self, tier: str, image: actions.KnownImage) -> None:
         """An image stands on a tier since before a restart: the step may be complete there."""
-        record = self._p.record(image.record.id.checkpoint)
+        record = self._admit(image.record.id.checkpoint)
         if not record.lost and self._fits(record, image.header.world_size):
             record.announce(image.record.id, image.header.image_count)
             self._learn(record, image)
@@ -110,18 +127,18 @@ class Images:
         if record is None:
             return
         for image in images:
-            holders = record.memory.get(image, set())
-            holders.discard(node)
-            if not holders:
-                record.memory.pop(image, None)
+            record.let_go(image, node)
         if record.told_whole and not record.whole:
             record.told_whole = False
             self._p.to_nodes(events.Release(checkpoint))
+        if not record.settled:
+            self._p.drop_if_missing(record)
         self._p.changed(record)
 
     def failed(self, event: events.ImageFailed) -> None:
-        """An image is bad. Tiers that have it already, or of which nothing was begun, are settled each for itself."""
+        """An image is bad. A step not yet whole fails; of a whole one, tiers that lack the image do."""
         record = self._p.record(event.image.checkpoint)
+        record.let_go(event.image, event.node)
         if record.lost:
             self._forget(record, event.node)
             return
@@ -129,31 +146,47 @@ class Images:
         if record.check is not Check.PASSED:
             self._p.lose(record, event.error, TierState.FAILED)
             return
-        self.memory_gone(record.id, event.node, [event.image])
-        if event.image not in record.memory:
+        record.error = record.error or event.error
+        if event.image not in record.held:
             for name in record.open_tiers:
                 if event.image not in record.tiers[name].images:
                     self._p.close_tier(record, name, TierState.FAILED, event.error)
-        record.error = record.error or event.error
-        self._p.changed(record)
+        self.memory_gone(record.id, event.node, [event.image])
 
     def node_gone(self, node: str) -> None:
         """A node and its memory are lost."""
+        self._ledger.untold.discard(node)
         for record in list(self._ledger.records.values()):
-            images = [i for i, nodes in record.memory.items() if node in nodes]
+            images = [i for i, nodes in record.held.items() if node in nodes]
             self.memory_gone(record.id, node, images)
-            lost = [i for i in images if i not in record.memory]
+            lost = [i for i in images if i not in record.held]
             if lost and record.forming:
                 self._p.drop(record, f"node {node} was lost with {lost[0]}")
-            elif lost:
-                self._close_unreachable(record, node, lost)
+            for name in record.open_tiers if lost else ():
+                if any(i not in record.tiers[name].images for i in lost):
+                    error = StepLostError(f"node {node} was lost with {lost[0]}", tier=name, step=record.id.step)
+                    self._p.close_tier(record, name, TierState.FAILED, error.to_dict())
 
-    def _close_unreachable(self, record: StepRecord, node: str, lost: list[ImageId]) -> None:
-        """Tiers that lack an image nobody has any more."""
-        error = CorruptError(f"node {node} was lost with {lost[0]}", step=record.id.step).to_dict()
-        for name in record.open_tiers:
-            if any(i not in record.tiers[name].images for i in lost):
-                self._p.close_tier(record, name, TierState.FAILED, error)
+    def tells_anew(self, node: str) -> None:
+        """A node is about to say what it holds; what it said before counts no longer."""
+        self._ledger.untold.add(node)
+        for record in self._ledger.records.values():
+            for image in [i for i, nodes in record.held.items() if node in nodes]:
+                record.in_doubt = True
+                record.let_go(image, node)
+            if record.told_whole and not record.whole:
+                record.told_whole = False
+                self._p.to_nodes(events.InDoubt(record.id))
+
+    def has_told(self, node: str) -> None:
+        """What the node did not name it does not hold."""
+        self._ledger.untold.discard(node)
+        for record in self._ledger.records.values():
+            if record.in_doubt and not self._ledger.untold:
+                record.in_doubt = False
+                if not record.holds_all(record.held):
+                    self._p.to_nodes(events.Release(record.id))
+        self._p.drop_incomplete()
 
     def checked(self, event: events.WholeChecked) -> None:
         """Whether the images cover the step."""

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from holdfast.lifecycle.book import TierBook
-from holdfast.lifecycle.steps import StepRecord
-from holdfast.model.identity import CheckpointId, Lineage
+from holdfast.lifecycle.steps import StepRecord, TierState
+from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.place import TierRule
 
 HISTORY_STEPS = 512
 """Steps whose status is remembered after everything about them is settled."""
+_TRIM_AT_ONCE = 64
 
 
 @dataclass(slots=True)
@@ -22,8 +23,8 @@ class Ledger:
     rules: tuple[TierRule, ...]
     books: dict[str, TierBook]
     records: dict[CheckpointId, StepRecord] = field(default_factory=dict)
-    forming: set[CheckpointId] = field(default_factory=set)
-    """Steps that may still become whole, and perhaps some that just ended."""
+    unsettled: set[CheckpointId] = field(default_factory=set)
+    """Steps of which something is under way, and perhaps some that just settled."""
     attempt: int = 0
     lineage: Lineage | None = None
     superseded_by: int = 0
@@ -31,6 +32,8 @@ class Ledger:
     gone: set[int] = field(default_factory=set)
     """Ranks whose process is gone."""
     everyone_gone: bool = False
+    untold: set[str] = field(default_factory=set)
+    """Nodes that have yet to say what they hold."""
     loads: Counter[CheckpointId] = field(default_factory=Counter)
 
     @property
@@ -59,13 +62,30 @@ class Ledger:
 
         `rank`: only this one is news.
         """
-        if record.fully_announced or not all(b.read for b in self.books.values()):
-            # Unread: what was flushed before a restart may still be found on a tier.
+        if record.fully_announced or not self.told:
             return None
         if self.everyone_gone or record.id.attempt < self.attempt:
             return next((r for r in range(record.world_size) if not record.staged_by(r)), None)
         news = sorted(self.gone | self.at.keys()) if rank is None else [rank]
         return next((r for r in news if self._is_past(record, r)), None)
+
+    @property
+    def told(self) -> bool:
+        """Whether nodes and tiers have said what they have; an image not heard of by then does not exist."""
+        return not self.untold and all(b.read for b in self.books.values())
+
+    def unreachable(self, record: StepRecord, tier: str, rank: int | None = None) -> ImageId | None:
+        """An image (`rank`: of this one) that is not on the tier, and that nobody holds who could flush it."""
+        if not self.told or record.tiers[tier].state is TierState.COMMITTING:
+            return None
+        known = sorted(record.known) if rank is None else record.of_rank(rank)
+        images = record.tiers[tier].images
+        lost = (i for i in known if i in record.known and i not in images and i not in record.held)
+        return next((i for i in lost if self._has_spoken(record, i.rank)), None)
+
+    def _has_spoken(self, record: StepRecord, rank: int) -> bool:
+        """Whether the agent of the rank has told what it holds since this machine began."""
+        return self.everyone_gone or record.id.attempt < self.attempt or rank in self.gone or rank in self.at
 
     def _is_past(self, record: StepRecord, rank: int) -> bool:
         if rank >= record.world_size or record.staged_by(rank):
@@ -73,10 +93,10 @@ class Ledger:
         return rank in self.gone or (rank in self.at and self.at[rank] > record.id)
 
     def trim(self) -> None:
-        """Forget the oldest settled steps beyond the history."""
+        """Forget the oldest settled steps beyond the history, many at once: it looks at every step."""
         surplus = len(self.records) - HISTORY_STEPS
-        if surplus > 0:
-            old = [c for c in sorted(self.records) if self.records[c].settled and not self.records[c].memory]
+        if surplus > _TRIM_AT_ONCE:
+            old = [c for c in sorted(self.records) if self.records[c].settled and not self.records[c].held]
             for checkpoint in old[:surplus]:
                 del self.records[checkpoint]
 

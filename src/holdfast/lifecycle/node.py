@@ -1,7 +1,8 @@
 """The node machine: slots, checksums and flushes of one node. Events in, actions out.
 
 It decides what is sealed, flushed, skipped and freed here; what a step is worth for the run it is told by the run
-machine (`LineageChanged`, `BecameWhole`, `Committed`, `CancelFlush`, `Release`, `Forget`, `Promote`, `FreeAll`).
+machine (`LineageChanged`, `BecameWhole`, `InDoubt`, `Committed`, `CancelFlush`, `Release`, `Forget`, `Promote`,
+`FreeAll`).
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class NodeMachine:
             events.Resend: self._resend,
             events.LineageChanged: self._lineage_changed,
             events.BecameWhole: self._became_whole,
+            events.InDoubt: self._in_doubt,
             events.Committed: self._flushes.committed,
             events.CancelFlush: lambda e: self._state.cancel(e.tier, e.checkpoint),
             events.Release: self._release,
@@ -184,8 +186,12 @@ class NodeMachine:
             if t in self._state.tiers and (f is not Flush.WAITING or t not in off)
         }
         slot.occupant = o
-        self._tell(events.ImageStaged(self.node, o.image, o.image_count, o.world_size, o.due))
+        self._announce(o)
         return True
+
+    def _announce(self, o: Occupant) -> None:
+        committed = frozenset(t for t, f in o.flushes.items() if f is Flush.COMMITTED)
+        self._tell(events.ImageStaged(self.node, o.image, o.image_count, o.world_size, o.due, committed))
 
     def _owner_gone(self, event: events.OwnerGone) -> None:
         slot = self._state.slots.get(event.slot)
@@ -237,6 +243,8 @@ class NodeMachine:
     def _bad(self, occupant: Occupant, error: events.Error) -> None:
         occupant.state = SlotState.BAD
         occupant.cancel_all()
+        # At once: until the run machine says so too, nothing older may be freed for its sake.
+        self._state.steps[occupant.checkpoint].whole = False
         self._tell(events.ImageFailed(self.node, occupant.image, error))
 
     # -- waiting saves -------------------------------------------------------------------------------------------------
@@ -266,8 +274,9 @@ class NodeMachine:
 
     # -- what the run machine says -------------------------------------------------------------------------------------
     def _resend(self, event: events.Resend) -> None:
+        self._tell(events.TellsAnew(self.node))
         for o in self._state.occupants():
-            self._tell(events.ImageStaged(self.node, o.image, o.image_count, o.world_size, o.due))
+            self._announce(o)
             if o.state is SlotState.HELD and o.record is not None and o.header is not None:
                 self._tell(events.MemoryReceipt(self.node, o.record, o.header))
             for tier, flush in sorted(o.flushes.items()):
@@ -275,6 +284,7 @@ class NodeMachine:
                     self._tell(events.FlushBegun(self.node, tier, o.checkpoint))
                 elif flush is Flush.UPLOADED:
                     self._tell(events.TierReceipt(self.node, tier, o.image))
+        self._tell(events.HasTold(self.node))
 
     def _lineage_changed(self, event: events.LineageChanged) -> None:
         self._state.lineage = event.lineage
@@ -283,8 +293,13 @@ class NodeMachine:
 
     def _became_whole(self, event: events.BecameWhole) -> None:
         step = self._state.steps.get(event.checkpoint)
-        if step is not None and step.wanted:
-            step.whole = True
+        if step is not None and not step.forgotten:
+            step.whole = step.wanted = True
+
+    def _in_doubt(self, event: events.InDoubt) -> None:
+        step = self._state.steps.get(event.checkpoint)
+        if step is not None:
+            step.whole = False
 
     def _release(self, event: events.Release) -> None:
         step = self._state.steps.get(event.checkpoint)

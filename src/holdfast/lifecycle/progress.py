@@ -5,7 +5,7 @@ The parts of the run machine (images.py, durability.py, ending.py) decide by eve
 
 from __future__ import annotations
 
-from holdfast.errors import HoldfastError, StepDroppedError
+from holdfast.errors import HoldfastError, StepDroppedError, StepLostError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.ledger import Ledger
 from holdfast.lifecycle.steps import Check, StepRecord, TierProgress, TierState
@@ -47,7 +47,7 @@ class Progress:
         record = self.ledger.records.get(checkpoint)
         if record is None:
             record = self.ledger.records[checkpoint] = StepRecord(checkpoint)
-            self.ledger.forming.add(checkpoint)
+            self.ledger.unsettled.add(checkpoint)
         return record
 
     # -- forward ------------------------------------------------------------------------------------------------------
@@ -88,19 +88,25 @@ class Progress:
 
     # -- ended --------------------------------------------------------------------------------------------------------
     def drop_incomplete(self, rank: int | None = None) -> None:
-        """Drop the steps for which some rank (`rank`: only that one is news) will never stage its part."""
-        for checkpoint in sorted(self.ledger.forming):
+        """Settle the steps for which some rank (`rank`: only that one is news) will never bring its part."""
+        for checkpoint in sorted(self.ledger.unsettled):
             record = self.ledger.records.get(checkpoint)
-            if record is None or not record.forming:
-                self.ledger.forming.discard(checkpoint)
+            if record is None or record.settled:
+                self.ledger.unsettled.discard(checkpoint)
             else:
                 self.drop_if_missing(record, rank)
 
     def drop_if_missing(self, record: StepRecord, rank: int | None = None) -> None:
-        """Drop the step if some rank (`rank`: only that one is news) will never stage its part."""
+        """Drop the step if some rank will never stage its part; close it on tiers that can never get an image of it."""
         missing = self.ledger.missing_rank(record, rank) if record.forming else None
         if missing is not None:
             self.drop(record, f"rank {missing} has no image of it")
+            return
+        for tier in record.open_tiers:
+            image = self.ledger.unreachable(record, tier, rank)
+            if image is not None:
+                error = StepLostError(f"the memory of {image} was freed before", tier=tier, step=record.id.step)
+                self.close_tier(record, tier, TierState.FAILED, error.to_dict())
 
     def drop(self, record: StepRecord, why: str) -> None:
         """The step can never be whole: give it up on all ranks."""
@@ -151,7 +157,7 @@ class Progress:
     def delete(self, tier: str) -> None:
         """Go on deleting on this tier, if there is anything to delete and it is ours to do."""
         ledger, book = self.ledger, self.ledger.books.get(tier)
-        if book is None or not ledger.owner:
+        if book is None or not ledger.owner or not (book.doomed or book.remains):
             return
         committing = {r.id for r in ledger.records.values() if is_committing(r, tier)}
         wanted = book.next_deletion(committing | set(ledger.loads))

@@ -43,6 +43,8 @@ class RunMachine:
     def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
         images, durability, ending = self._images, self._durability, self._ending
         return {
+            events.TellsAnew: lambda e: images.tells_anew(e.node),
+            events.HasTold: lambda e: images.has_told(e.node),
             events.ImageStaged: images.staged,
             events.MemoryReceipt: images.received,
             events.MemoryGone: lambda e: images.memory_gone(e.image.checkpoint, e.node, [e.image]),
@@ -117,6 +119,7 @@ class RunMachine:
         ledger = self._ledger
         ledger.attempt, ledger.lineage = event.attempt, event.lineage
         ledger.at.clear()
+        ledger.untold |= event.nodes
         for book in ledger.books.values():
             # What stands on the tiers since before is told next; until then nothing is dropped for want of an image.
             book.read = False

@@ -59,8 +59,10 @@ class StepRecord:
     _expected: int = 0
     """Images of the ranks that said how many they stage. Counted, because a step has up to 100,000 of them."""
     known: dict[ImageId, KnownImage] = field(default_factory=dict)
+    held: dict[ImageId, set[str]] = field(default_factory=dict)
+    """Per image the nodes that have it in a slot, verified or not yet."""
     memory: dict[ImageId, set[str]] = field(default_factory=dict)
-    """Per image the nodes whose memory holds it."""
+    """Per image the nodes whose memory holds it verified."""
     tiers: dict[str, TierProgress] = field(default_factory=dict)
     check: Check = Check.MISSING
     lost: str = ""
@@ -69,6 +71,8 @@ class StepRecord:
     was_whole: bool = False
     told_whole: bool = False
     """The nodes believe that it is whole."""
+    in_doubt: bool = False
+    """A node that had images of it says anew what it holds."""
     size_bytes: int = 0
 
     def announce(self, image: ImageId, image_count: int) -> None:
@@ -78,6 +82,22 @@ class StepRecord:
         self.image_counts[image.rank] = image_count
         self.announced.setdefault(image.rank, set()).add(image.image)
         self._ranks_done += self.staged_by(image.rank) - had
+
+    def let_go(self, image: ImageId, node: str) -> None:
+        """Note that a node has the image no more. One that nobody holds or described counts as never staged."""
+        for places in (self.held, self.memory):
+            nodes = places.get(image, set())
+            nodes.discard(node)
+            if not nodes:
+                places.pop(image, None)
+        if image not in self.held and image not in self.known and image.rank in self.announced:
+            had = self.staged_by(image.rank)
+            self.announced[image.rank].discard(image.image)
+            self._ranks_done -= had
+
+    def of_rank(self, rank: int) -> list[ImageId]:
+        """The images a rank announced."""
+        return [ImageId(self.id.attempt, self.id.step, rank, i) for i in sorted(self.announced.get(rank, ()))]
 
     def staged_by(self, rank: int) -> bool:
         """Whether the rank staged all of its images."""
@@ -111,7 +131,7 @@ class StepRecord:
 
     def slim(self) -> None:
         """Let go of headers that nothing can need: no memory holds an image, nothing is under way."""
-        if self.settled and not self.memory:
+        if self.settled and not self.held:
             self.known.clear()
 
 

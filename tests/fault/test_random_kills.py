@@ -8,7 +8,6 @@ import random
 import time
 
 import pytest
-
 from tests.fault.harness.checks import check, check_tidy
 from tests.fault.harness.scene import Scene
 

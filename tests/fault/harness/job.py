@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from holdfast.trainer.save import Save
 
 _MOST_STEPS = 1_000_000
+_LINGER_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Job:
     """What one life does.
 
     `load_step` None loads the newest. `steps` are trained (the next step number goes on from the one loaded). `end` is
-    close, exit (without a word), raise (out of the `with` block), linger (until killed) or durable (train on until some
-    step is durable, wait for the last one, close).
+    close, exit (without a word), raise (out of the `with` block), linger (until killed), durable (train on until some
+    step is durable, wait for the last one, close) or told (linger until the file `go` exists, then close). Another
+    `script` than the training one gets `args`.
     """
 
     url: str
@@ -43,9 +45,12 @@ class Job:
     rank: int = 0
     world: int = 1
     rendezvous: str = ""
+    go: str = ""
     force: tuple[int, ...] = ()
     environ: dict[str, str] = field(default_factory=dict)
+    process: str = "trainer"
     script: str = "tests.fault.harness.job:train"
+    args: tuple[str, ...] = ()
 
 
 class Log:
@@ -84,11 +89,10 @@ def _train(job: Job, log: Log) -> None:
             _steps(job, log, checkpointer, state)
             raise KeyboardInterrupt("the job failed")
     last = _steps(job, log, checkpointer, state)
-    if job.end == "linger":
-        while True:
-            last.look()
-            time.sleep(0.02)
-    elif job.end != "exit":
+    while job.end == "linger" or (job.end == "told" and not os.path.exists(job.go)):
+        last.look()
+        time.sleep(_LINGER_POLL_S)
+    if job.end != "exit":
         if job.end == "durable":
             last.settle()
         checkpointer.close()

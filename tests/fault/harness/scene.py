@@ -17,7 +17,7 @@ from tests.fault.harness.oracle import Violation
 from tests.fault.harness.processes import Trainer, Zygote, kill_all, started_agents
 from tests.fault.inject import spawning
 from tests.fault.inject.disk import cut_power
-from tests.fault.inject.faults import VARIABLE, Fault, Plan
+from tests.fault.inject.faults import COMMAND, VARIABLE, Fault, Plan
 
 LIMIT_S = 40.0
 _POLL_S = 0.005
@@ -49,6 +49,9 @@ class Scene:
         self.job = Job(url=f"file://{self.home}", log=str(self.log))
         self.life = 0
         self.real_spawn = False
+        self._commands = 0
+        self._events: list[Event] = []
+        self._log_read = 0
         self.trainers: list[Trainer] = []
         self.inject()
 
@@ -104,6 +107,15 @@ class Scene:
                 "\n".join([f"exit codes {codes}", *said, *(t.said() for t in self.trainers), self.agent_log()])
             )
 
+    def command(self, *args: str) -> tuple[int, str]:
+        """`holdfast ARGS`: exit code and what it said."""
+        self._commands += 1
+        job = self.job_with(
+            script="tests.fault.harness.scripts:command", process=COMMAND, args=args, life=-self._commands
+        )
+        process = self._fork(job)
+        return process.wait(LIMIT_S), process.said()
+
     def kill_trainers(self) -> None:
         for trainer in self.trainers:
             trainer.kill()
@@ -128,13 +140,21 @@ class Scene:
     # -- what was seen ------------------------------------------------------------------------------------------------
     def events(self, *names: str, life: int | None = None, rank: int | None = 0) -> list[Event]:
         """What the trainers wrote, oldest first."""
-        text = self.log.read_bytes() if self.log.exists() else b""
-        lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+        self._read_log()
         return [
             e
-            for e in lines
+            for e in self._events
             if (not names or e["event"] in names) and life in (None, e["life"]) and rank in (None, e["rank"])
         ]
+
+    def _read_log(self) -> None:
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(self._log_read)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._log_read += len(whole)
+            self._events += [json.loads(line) for line in whole.splitlines()]
 
     def wait_for(self, name: str, *, life: int | None = None, **fields: Any) -> Event:
         """The first such event of this life."""

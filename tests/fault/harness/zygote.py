@@ -122,6 +122,8 @@ def _run(become: Callable[[], int]) -> None:
         code = become()
     except KeyboardInterrupt:
         code = 3
+    except SystemExit as e:
+        code = int(e.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -145,11 +147,12 @@ def _be_trainer(request: dict[str, Any]) -> int:
     _say_into(request["out"])
     import torch
     from tests.fault.harness.job import Job
-    from tests.fault.inject.faults import TRAINER, install
+    from tests.fault.inject.faults import install
 
     torch.set_num_threads(1)
-    job = Job(**{**request["job"], "force": tuple(request["job"]["force"])})
-    install(TRAINER, job.rank)
+    described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["job"].items()}
+    job = Job(**described)
+    install(job.process, job.rank)
     module, _, name = job.script.partition(":")
     getattr(importlib.import_module(module), name)(job)
     return 0

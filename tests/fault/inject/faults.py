@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 VARIABLE = "HOLDFAST_TEST_FAULTS"
-TRAINER, AGENT = "trainer", "agent"
+TRAINER, AGENT, COMMAND = "trainer", "agent", "command"
 _PAUSE_POLL_S = 0.002
 
 
@@ -35,8 +35,8 @@ _PAUSE_POLL_S = 0.002
 class Fault:
     """What happens where.
 
-    `at` is `module:function` or `module:Class.method`. `do` is kill, sleep (`arg` seconds), pause (until the file
-    `arg` exists) or count. kill and pause happen once, at call `nth` of a process; sleep and count at every call.
+    `at` is `module:function` or `module:Class.method`. `do` is kill (at call `nth` of a process, and once in all), or,
+    from call `nth` on, sleep (`arg` seconds), pause (until the file `arg` exists) or count.
     """
 
     process: str
@@ -90,7 +90,7 @@ def install(process: str, rank: int = 0) -> None:
 
         record(plan.disk)
     hook = _Hook()
-    if process == TRAINER:
+    if process != AGENT:
         from tests.fault.inject import spawning
 
         spawning.install(hook.patch)
@@ -131,8 +131,10 @@ class _Tally:
 
 
 def _fire(fault: Fault, tally: _Tally) -> None:
-    once = fault.do in ("kill", "pause")
-    if (once and tally.count(fault) != fault.nth) or not tally.note(fault, once=once):
+    calls = tally.count(fault)
+    if calls < fault.nth or (fault.do == "kill" and calls > fault.nth):
+        return
+    if not tally.note(fault, once=fault.do == "kill"):
         return
     if fault.do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,42 @@
+"""A hundred saves later nothing has grown: arena, and private memory, descriptors, threads of trainer and agent."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fault.harness.scene import Scene
+from tests.fault.harness.scripts import usage
+
+pytestmark = pytest.mark.torch
+
+EARLY, LATE = 20, 120
+SLACK_BYTES = 4 << 20
+"""Less than half an image: what is leaked once per save would be a hundred times that."""
+
+
+def test_a_hundred_saves_without_growth(scene: Scene):
+    go = scene.directory / "go"
+    scene.start(script="tests.fault.harness.scripts:many_saves", steps=LATE + 1, force=(EARLY, LATE), go=str(go))
+    seen = [look(scene, step, go) for step in (EARLY, LATE)]
+    assert scene.trainers[0].wait(30.0) == 0, scene.trainers[0].said()
+    early, late = seen
+    for who in ("trainer", "agent"):
+        assert late[who]["private_bytes"] < early[who]["private_bytes"] + SLACK_BYTES, (who, early[who], late[who])
+        for what in ("descriptors", "threads"):
+            assert late[who][what] <= early[who][what] + 1, (who, what, early[who], late[who])
+    assert late["arena_bytes"] == early["arena_bytes"]
+    assert late["files"] == early["files"]
+
+
+def look(scene: Scene, step: int, go: Path) -> dict[str, Any]:
+    """Both processes, at rest after the step."""
+    trainer = scene.wait_for("grown", step=step)
+    arena = [p for p in scene.arena.rglob("*") if p.is_file()]
+    seen = {
+        "trainer": trainer,
+        "agent": usage(scene.agents()[0]),
+        "arena_bytes": sum(p.stat().st_blocks for p in arena if p.name != "agent.log") * 512,
+        "files": len(arena),
+    }
+    Path(f"{go}-{step}").touch()
+    return seen

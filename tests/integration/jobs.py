@@ -92,7 +92,7 @@ def different(tell: Tell, url: str, *, what: str) -> tuple[str, str, str, float]
     state["optim"] = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
     if what == "bytes":
         with torch.no_grad():
-            weight += rank
+            weight.add_(rank)
     began = time.monotonic()
     ckpt = holdfast.Checkpointer(url)
     try:
@@ -123,7 +123,10 @@ def agreeing(tell: Tell, url: str, *, step: int) -> int | None:
 def own_values(tell: Tell, url: str) -> None:
     rank = dist.get_rank()
     with holdfast.Checkpointer(url) as ckpt:
-        state = {"x": torch.ones(3), "mine": holdfast.per_rank({"n": rank, "t": torch.full((2,), float(rank))})}
+        state: dict[str, Any] = {
+            "x": torch.ones(3),
+            "mine": holdfast.per_rank({"n": rank, "t": torch.full((2,), float(rank))}),
+        }
         ckpt.load(state)
         state["mine"].value["n"] = 10 + rank
         state["mine"].value["t"].fill_(10 + rank)

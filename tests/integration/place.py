@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.config import Config
 from holdfast.wire.client import AgentClient
 from holdfast.wire.spawn import SOCKET
+
+if TYPE_CHECKING:  # a place needs no torch
+    from holdfast.trainer.save import Save
 
 T = TypeVar("T")
 
@@ -52,6 +55,12 @@ class Place:
 
     def manifest(self, attempt: int, step: int) -> Path:
         return self.home / "manifests" / f"{attempt:08d}-{step:012d}"
+
+
+def due(save: Save | None) -> Save:
+    """The handle of a save that was due."""
+    assert save is not None
+    return save
 
 
 def until(look: Callable[[], T], what: str, within_s: float = 30.0) -> T:

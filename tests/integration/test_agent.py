@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 torch = pytest.importorskip("torch")
 
 from tests.integration import processes, reference  # noqa: E402
-from tests.integration.place import until  # noqa: E402
+from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
 from holdfast.errors import RunBusyError, UsageError  # noqa: E402
@@ -58,7 +58,7 @@ def training(place):
         state = {"x": torch.ones(10_000)}
         ckpt.load(state)
         for step in (1, 2, 3):
-            ckpt.save(step, state).wait("durable", timeout_s=30)
+            due(ckpt.save(step, state)).wait("durable", timeout_s=30)
         yield ckpt
 
 

@@ -25,7 +25,7 @@ from holdfast.errors import (
 torch = pytest.importorskip("torch")
 
 from tests.integration import jobs, processes  # noqa: E402
-from tests.integration.place import until  # noqa: E402
+from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
 
@@ -40,7 +40,7 @@ def save_steps(place, *steps, n=20_000):
     with holdfast.Checkpointer(place.url) as ckpt:
         ckpt.load(filled(0, n))
         for step in steps:
-            ckpt.save(step, filled(step, n)).wait("durable", timeout_s=30)
+            due(ckpt.save(step, filled(step, n))).wait("durable", timeout_s=30)
 
 
 class Leave(Exception):
@@ -126,7 +126,7 @@ def test_a_read_only_home(place, mounts):
     url = f"file://{folder}/run"
     with holdfast.Checkpointer(url) as ckpt:
         ckpt.load(filled(0))
-        ckpt.save(1, filled(1)).wait("durable", timeout_s=30)
+        due(ckpt.save(1, filled(1))).wait("durable", timeout_s=30)
     until(lambda: not processes.agents(place.arena_dir), "the agent lets go of the mount")
     mounts.read_only(folder)
     with refused(TierError, folder, within_s=20) as caught:
@@ -146,11 +146,11 @@ def test_a_disk_that_fills_up_in_mid_flush(place, mounts):
     n = 300_000  # 1.2 MB a step
     ckpt = holdfast.Checkpointer(config)
     ckpt.load(filled(0, n))
-    first = ckpt.save(1, filled(1, n))
+    first = due(ckpt.save(1, filled(1, n)))
     first.wait("small", timeout_s=30)
-    second = ckpt.save(2, filled(2, n))
+    second = due(ckpt.save(2, filled(2, n)))
     second.wait("small", timeout_s=30)
-    third = ckpt.save(3, filled(3, n))
+    third = due(ckpt.save(3, filled(3, n)))
     with refused(TierFullError, "small", within_s=40):
         third.wait("small", timeout_s=35)
     third.wait("large", timeout_s=30)  # the other tier gets its copy all the same
@@ -268,7 +268,7 @@ def test_a_step_that_is_no_step(place, step):
 def test_calls_after_close(place):
     ckpt = holdfast.Checkpointer(place.url)
     ckpt.load(filled(0))
-    saved = ckpt.save(1, filled(1))
+    saved = due(ckpt.save(1, filled(1)))
     ckpt.close()
     ckpt.close()
     for call in (lambda: ckpt.save(2, filled(2)), lambda: ckpt.load(filled(0)), ckpt.steps, ckpt.should_stop):
@@ -284,7 +284,7 @@ def test_waiting_for_what_is_not_due(place):
     )
     with holdfast.Checkpointer(config) as ckpt:
         ckpt.load(filled(0))
-        saved = ckpt.save(1, filled(1))
+        saved = due(ckpt.save(1, filled(1)))
         for what in ("durable", "posix", "no-such-tier"):
             with refused(NotDueError, what, within_s=5):
                 saved.wait(what)

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.integration import jobs, processes  # noqa: E402
-from tests.integration.place import until  # noqa: E402
+from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
 
@@ -50,8 +50,8 @@ def test_close_with_discard_waits_for_nothing_and_keeps_nothing_new(place):
     config = tiers(place, every_steps=10)
     ckpt = holdfast.Checkpointer(config)
     ckpt.load(filled(0))
-    ckpt.save(10, filled(10)).wait("durable", timeout_s=30)
-    ckpt.save(11, filled(11)).wait("memory", timeout_s=30)
+    due(ckpt.save(10, filled(10))).wait("durable", timeout_s=30)
+    due(ckpt.save(11, filled(11))).wait("memory", timeout_s=30)
     ckpt.close(discard=True)
     until(lambda: not processes.agents(place.arena_dir), "the agent ends")
     assert not list(place.arena_dir.rglob("slot-*"))
@@ -66,7 +66,7 @@ def test_leaving_by_an_exception_keeps_the_memory_for_the_next(place):
     def fails():
         with holdfast.Checkpointer(config) as ckpt:
             ckpt.load(filled(0))
-            ckpt.save(7, filled(7)).wait("memory", timeout_s=30)
+            due(ckpt.save(7, filled(7))).wait("memory", timeout_s=30)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

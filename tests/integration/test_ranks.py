@@ -29,7 +29,7 @@ def headers(paths):
 
 def written(paths):
     """How often each element of each shared tensor stands in the images."""
-    counts = {}
+    counts: dict[str, np.ndarray] = {}
     for header in headers(paths):
         for entry in header.layout.entries:
             piece = entry.piece

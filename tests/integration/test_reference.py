@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from unittest import mock
 
 import pytest
 from tests.integration import reference
@@ -57,12 +58,8 @@ def test_public_names():
 
 
 def test_agent_api():
-    class Anything:
-        def __getattr__(self, name):
-            return Anything()
-
-    routes = {f"{r.method} {r.resource.canonical}" for r in Server(Anything()).app.router.routes()}
-    routes = {r for r in routes if not r.startswith("HEAD ")}
+    served = Server(mock.MagicMock()).app.router.routes()
+    routes = {f"{r.method} {r.resource.canonical}" for r in served if r.resource is not None and r.method != "HEAD"}
     assert reference.column("Agent API", "call") == routes
 
 

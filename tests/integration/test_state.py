@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import numpy as np  # noqa: E402
+from tests.integration.place import due  # noqa: E402
 
 import holdfast  # noqa: E402
 from holdfast.errors import StructureError, UnsupportedValueError  # noqa: E402
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.torch
 def saved(place, state, step=1):
     with holdfast.Checkpointer(place.url) as ckpt:
         assert ckpt.load(state) is None
-        ckpt.save(step, state).wait("durable", timeout_s=30)
+        due(ckpt.save(step, state)).wait("durable", timeout_s=30)
 
 
 def loaded(place, state, **options):
@@ -150,13 +151,13 @@ def test_optimizer_state_follows_its_parameter_whatever_the_order(place):
 def test_a_value_that_cannot_be_expressed_is_refused_by_its_path(place):
     with holdfast.Checkpointer(place.url) as ckpt:
         ckpt.load({"x": torch.zeros(2)})
-        ckpt.save(1, {"x": torch.ones(2)}).wait("durable", timeout_s=30)
+        due(ckpt.save(1, {"x": torch.ones(2)})).wait("durable", timeout_s=30)
         with pytest.raises(UnsupportedValueError) as caught:
             ckpt.save(2, {"x": torch.ones(2), "args": {"deep": [object()]}})
         assert "args" in caught.value.message
         assert "deep" in caught.value.message
         assert caught.value.hint
-        ckpt.save(2, {"x": torch.full((2,), 2.0)}).wait("durable", timeout_s=30)
+        due(ckpt.save(2, {"x": torch.full((2,), 2.0)})).wait("durable", timeout_s=30)
     x = torch.zeros(2)
     assert loaded(place, {"x": x}) == 2
     assert x.tolist() == [2.0, 2.0]
@@ -195,7 +196,7 @@ def test_structure_that_grows_in_mid_run_is_saved_right(place):
         optimizer.add_param_group({"params": [model.weight]})
         state["ema"] = torch.full((256, 1024), 3.0)  # 1 MiB: outgrows the slots
         step()
-        ckpt.save(2, state).wait("durable", timeout_s=30)
+        due(ckpt.save(2, state)).wait("durable", timeout_s=30)
         state["ema"].fill_(4.0)
         step()
         ckpt.save(3, state)

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.integration import processes  # noqa: E402
-from tests.integration.place import until  # noqa: E402
+from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
 
@@ -45,14 +45,14 @@ def test_each_tier_has_its_own_cadence_and_retention(place):
     with holdfast.Checkpointer(config) as ckpt:
         ckpt.load(filled(0))
         for step in range(1, 14):
-            saved = ckpt.save(step, filled(step))
+            saved = due(ckpt.save(step, filled(step)))
             assert saved.due == {"memory"} | ({"posix"} if step % 2 == 0 else set()) | (
                 {"slow"} if step % 5 == 0 else set()
             )
             for tier in saved.due:
                 saved.wait(tier, timeout_s=30)
             assert saved.error is None
-        forced = ckpt.save(14, filled(14), force=True)
+        forced = due(ckpt.save(14, filled(14), force=True))
         assert forced.due == {"memory", "posix", "slow"}
         forced.wait("slow", timeout_s=30)
         forced.wait("posix", timeout_s=30)
@@ -70,7 +70,7 @@ def test_close_promotes_the_newest_step_though_it_was_not_due_on_the_file_tier(p
     with holdfast.Checkpointer(config) as ckpt:
         ckpt.load(filled(0))
         for step in range(10, 14):
-            ckpt.save(step, filled(step)).wait("memory", timeout_s=30)
+            due(ckpt.save(step, filled(step))).wait("memory", timeout_s=30)
     assert [s for _, s in place.committed()] == [10, 13]
     state = filled(0)
     with holdfast.Checkpointer(config) as ckpt:
@@ -82,11 +82,11 @@ def test_going_back_leaves_the_later_steps_behind(place):
     with holdfast.Checkpointer(place.url) as ckpt:
         ckpt.load(filled(0))
         for step in (1, 2, 3):
-            ckpt.save(step, filled(step)).wait("durable", timeout_s=30)
+            due(ckpt.save(step, filled(step))).wait("durable", timeout_s=30)
         state = filled(0)
         assert ckpt.load(state, step=1) == 1
         assert state["step"] == 1
-        ckpt.save(2, filled(22)).wait("durable", timeout_s=30)
+        due(ckpt.save(2, filled(22))).wait("durable", timeout_s=30)
         told = {(s.attempt, s.step): s.abandoned for s in ckpt.steps()}
         assert told == {(1, 1): False, (1, 2): True, (1, 3): True, (2, 2): False}
     with holdfast.Checkpointer(place.url) as ckpt:
@@ -106,7 +106,7 @@ def test_a_tier_that_outlives_the_one_with_the_claims_still_loads(place):
     with holdfast.Checkpointer(config) as ckpt:
         ckpt.load(filled(0))
         for step in (1, 2):
-            ckpt.save(step, filled(step)).wait("posix-2", timeout_s=30)
+            due(ckpt.save(step, filled(step))).wait("posix-2", timeout_s=30)
     until(lambda: not processes.agents(place.arena_dir), "memory is freed")
     shutil.rmtree(place.home)
     for expected, next_step in ((2, 3), (3, None)):

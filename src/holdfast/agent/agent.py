@@ -193,9 +193,9 @@ class Agent:
         self.run_page.errors += 1
         self._errors.append((self.run_page.errors, error))
 
-    def ended(self, reason: str, error: events.Error | None) -> None:
+    def ended(self, reason: str, error: events.Error | None, *, free: bool) -> None:
         """The run machine needs this agent no more."""
-        self.closing.ended(reason, error)
+        self.closing.ended(reason, error, free=free)
 
     def mask_of(self, tier: str) -> int:
         """The tier's bit on pages."""

@@ -36,12 +36,12 @@ class Closing:
         self._end = None
         self.free_memory = False
 
-    def ended(self, reason: str, error: events.Error | None) -> None:
+    def ended(self, reason: str, error: events.Error | None, *, free: bool) -> None:
         """The run machine says that the agent is needed no more, or (with an error) that it could not end well."""
         log.info("end: %s%s", reason, f" ({error['message']})" if error else "")
         self._end = (reason, error)
         self._ends += 1
-        self.free_memory = error is None
+        self.free_memory = free
         if reason == "terminated" or (error is None and reason != "closed"):
             self._agent.leave()
         elif error is None:

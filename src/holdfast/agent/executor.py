@@ -43,7 +43,7 @@ class Listener(Protocol):
     def reported(self, error: events.Error) -> None:
         """Something failed behind the training loop."""
 
-    def ended(self, reason: str, error: events.Error | None) -> None:
+    def ended(self, reason: str, error: events.Error | None, *, free: bool) -> None:
         """The run needs this agent no more."""
 
     def mask_of(self, tier: str) -> int:
@@ -88,7 +88,7 @@ class Executor:
             actions.Sweep: lambda a: self._delete(a, self._shelf.sweep_steps),
             actions.Notify: lambda a: listener.step_changed(a.checkpoint),
             actions.Report: lambda a: listener.reported(a.error),
-            actions.Ended: lambda a: listener.ended(a.reason, a.error),
+            actions.Ended: lambda a: listener.ended(a.reason, a.error, free=a.free),
         }
 
     # -- events -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("holdfast.agent")
 
 _SETTLE_POLL_S = 0.01
+_FORMING_WAIT_S = 5.0
 _ROOM_POLL_S = 0.02
 _ROOM_WAIT_S = 30.0
 MEMORY = "memory"
@@ -77,13 +78,22 @@ class Loading:
         return messages.Loadable(None, [], empty, problems)
 
     async def _settle(self) -> None:
-        """Wait until nothing that may become whole is still being checksummed (bounded by the caller's deadline)."""
-        deadline = asyncio.get_running_loop().time() + self._agent.settings.load_timeout_s
-        while self._checking() and asyncio.get_running_loop().time() < deadline:
+        """Wait until nothing that may become whole is still being checksummed or checked for coverage.
+
+        A step that never becomes whole is not waited for long: its ranks are gone, and the run machine drops it.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while self._checking() and loop.time() < began + self._agent.settings.load_timeout_s:
+            await asyncio.sleep(_SETTLE_POLL_S)
+        while self._forming() and loop.time() < began + _FORMING_WAIT_S:
             await asyncio.sleep(_SETTLE_POLL_S)
 
     def _checking(self) -> bool:
         return any(v.state in ("sealing", "verifying") for v in self._agent.executor.node.slots())
+
+    def _forming(self) -> bool:
+        return any(s.memory == "staged" for s in self._agent.executor.run.steps())
 
     def _in_memory(self) -> dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]]:
         """Whole checkpoints in this node's slots."""

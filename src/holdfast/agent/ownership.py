@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from holdfast.errors import HoldfastError, SupersededError
+from holdfast.errors import HoldfastError, NotFoundError, SupersededError
 from holdfast.lifecycle import events
 from holdfast.wire import messages
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from holdfast.agent.agent import Agent
 
 log = logging.getLogger("holdfast.agent")
+
+_LONGEST_WAIT_S = 30.0
 
 
 class Ownership:
@@ -33,20 +36,40 @@ class Ownership:
         return f"{boot}:{self._agent.root / 'agent.sock'}"
 
     async def find_again(self) -> None:
-        """What the run page says we own, if no later attempt was claimed elsewhere."""
+        """What the run page says we own, if no later attempt was claimed elsewhere.
+
+        A tier that cannot be read now is asked again in the background: until then nothing is committed or pruned.
+        """
+        if self._agent.run_page.attempt and not await self._found():
+            self._agent.later(self._find_later())
+
+    async def _found(self) -> bool:
         agent = self._agent
         own = agent.run_page.attempt
         try:
             lineage, highest = await agent.in_thread(agent.shelf.lineage)
         except HoldfastError as e:
             agent.reported(e.to_dict())
-            return
-        if own and own == highest:
-            agent.shelf.owner = own
-            agent.executor.tell_run(events.AttemptOwned(own, lineage))
-            agent.later(self._catch_up())
-        elif own:
+            return False
+        if highest < own:
+            agent.reported(NotFoundError(f"the claim of attempt {own}, which this arena made, is not there").to_dict())
+            return False
+        if highest > own:
             self._superseded(highest)
+            return True
+        agent.shelf.owner = own
+        agent.executor.tell_run(events.AttemptOwned(own, lineage))
+        agent.later(self._catch_up())
+        return True
+
+    async def _find_later(self) -> None:
+        wait_s = 1.0
+        own = self._agent.run_page.attempt
+        while self._agent.run_page.attempt == own:
+            await asyncio.sleep(wait_s)
+            if self._agent.run_page.attempt != own or await self._found():
+                return
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def claim(self, body: messages.ClaimAttempt) -> messages.AttemptAnswer:
         """Claim the next attempt on the home tier, standing on `parent`.

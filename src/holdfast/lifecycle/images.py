@@ -38,6 +38,10 @@ class Images:
     def _admit(self, checkpoint: CheckpointId) -> StepRecord:
         """The record of a step somebody speaks of; lost from the start when it was left behind."""
         record = self._p.record(checkpoint)
+        if record.lost == "gone":
+            # Fetched again.
+            record.lost = ""
+            self._ledger.unsettled.add(checkpoint)
         if not record.lost and self._ledger.abandoned(checkpoint):
             self._p.lose(record, SkippedError("abandoned: its attempt is over", step=checkpoint.step))
         return record
@@ -86,7 +90,10 @@ class Images:
         if record.whole:
             self._p.to_nodes(events.BecameWhole(record.id), node)
 
-    def _forget(self, record: StepRecord, node: str | None) -> None:
+    def _forget(self, record: StepRecord, node: str) -> None:
+        if record.lost == "gone":
+            self._p.to_nodes(events.Release(record.id), node)
+            return
         message = record.error["message"] if record.error is not None else record.lost
         self._p.to_nodes(events.Forget(record.id, str(message)), node)
 

@@ -53,6 +53,10 @@ class Ledger:
         """Whether the lineage left it behind. A later attempt than ours is only not announced to us yet."""
         return self.lineage is not None and checkpoint.attempt <= self.attempt and checkpoint not in self.lineage
 
+    def stands(self, checkpoint: CheckpointId) -> bool:
+        """Whether the step is committed on some tier."""
+        return any(checkpoint in b.standing for b in self.books.values())
+
     def newest_whole(self) -> StepRecord | None:
         whole = [r for r in self.records.values() if r.whole and not self.abandoned(r.id)]
         return max(whole, key=lambda r: r.id, default=None)

@@ -99,14 +99,21 @@ class Progress:
     def drop_if_missing(self, record: StepRecord, rank: int | None = None) -> None:
         """Drop the step if some rank will never stage its part; close it on tiers that can never get an image of it."""
         missing = self.ledger.missing_rank(record, rank) if record.forming else None
-        if missing is not None:
+        if missing is not None and self.ledger.stands(record.id):
+            self._leave_to_tiers(record)
+        elif missing is not None:
             self.drop(record, f"rank {missing} has no image of it")
-            return
         for tier in record.open_tiers:
             image = self.ledger.unreachable(record, tier, rank)
             if image is not None:
                 error = StepLostError(f"the memory of {image} was freed before", tier=tier, step=record.id.step)
                 self.close_tier(record, tier, TierState.FAILED, error.to_dict())
+
+    def _leave_to_tiers(self, record: StepRecord) -> None:
+        """A committed step of which memory has only a part: it exists, but not here."""
+        record.lost = "gone"
+        self.to_nodes(events.Release(record.id))
+        self.changed(record)
 
     def drop(self, record: StepRecord, why: str) -> None:
         """The step can never be whole: give it up on all ranks."""

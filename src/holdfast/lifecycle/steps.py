@@ -66,7 +66,8 @@ class StepRecord:
     tiers: dict[str, TierProgress] = field(default_factory=dict)
     check: Check = Check.MISSING
     lost: str = ""
-    """Why it does not count any more: "failed", or "dropped" (also pruned, abandoned); empty while it does."""
+    """Why memory cannot make it whole: "failed", "dropped" (also pruned, abandoned), or "gone" (committed, and not all
+    of it in memory any more); empty while it may."""
     error: Error | None = None
     was_whole: bool = False
     told_whole: bool = False

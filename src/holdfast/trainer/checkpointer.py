@@ -217,9 +217,10 @@ class Checkpointer:
         self._session.detach()
 
     def _save(self, step: int, state: dict[str, Any], due: frozenset[str], began: float) -> Save:
-        self._plan.follow(state)
-        if not self._attempt:
-            self._claim()
+        if self._attempt:
+            self._plan.follow(state)
+        else:
+            self._begin_attempt(state)
         slot = self._session.take(step, self._plan.image_bytes)
         page = self._session.page
         self._last_step = step
@@ -232,7 +233,13 @@ class Checkpointer:
             )
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             return self._handle(step, due, began, error)
-        self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due))
+        try:
+            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due))
+        except BaseException:
+            # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
+            page.given_up_step = step
+            self._session.give_back(slot)
+            raise
         return self._handle(step, due, began, None)
 
     def _handle(self, step: int, due: frozenset[str], began: float, dropped: HoldfastError | None) -> Save:
@@ -248,10 +255,11 @@ class Checkpointer:
     def _mask(self, due: frozenset[str]) -> int:
         return sum(1 << r.index for r in self._settings.tiers if r.name in due)
 
-    def _claim(self) -> None:
+    def _begin_attempt(self, state: dict[str, Any]) -> None:
         """The first save after a start or a load: the one collective of a save."""
         body = messages.ClaimAttempt(self._parent)
         with self._ranks.talk() as talk:
+            talk.each(lambda: self._plan.follow(state))
             # Compared first: an attempt that saves nothing would only stand in front of what is there.
             self._plan.settle(talk)
             answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))

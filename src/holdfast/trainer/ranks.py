@@ -35,10 +35,11 @@ class Ranks:
                     "WORLD_SIZE is above 1 but torch.distributed is not initialised",
                     hint="call torch.distributed.init_process_group() before holdfast.Checkpointer(...)",
                 )
-            self.rank, self.size, self._members = 0, 1, None
+            self.rank, self.size, self._members, self._is_part = 0, 1, None, False
             return
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._members = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
+        self._is_part = self.size < dist.get_world_size()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         if local < self.size:
             raise UsageError(
@@ -51,7 +52,13 @@ class Ranks:
         if self.size == 1:
             yield Talk(None, 0, 1)
             return
-        group = dist.new_group(self._members, timeout=self._timeout, backend="gloo")
+        try:
+            # Among its members only: groups that save side by side must not meet under one key of the store.
+            group = dist.new_group(
+                self._members, timeout=self._timeout, backend="gloo", use_local_synchronization=self._is_part
+            )
+        except RuntimeError as e:
+            raise _peer_error(e) from e
         try:
             yield Talk(group, self.rank, self.size)
         finally:

@@ -76,6 +76,8 @@ class Save:
             DeadlineError: not within `timeout_s` (None: the close time-out of the run).
             StepDroppedError, StepLostError, SkippedError, TierError, ...: it will never come true, and why.
         """
+        if what == "staged" and self._final is None:
+            return
         targets = self._targets(what)
         limit_s = self._session.settings.close_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
@@ -87,6 +89,12 @@ class Save:
                 return
             if all(errors):
                 raise next(e for e in errors if e)
+            if status.settled:
+                raise StepLostError(
+                    f"step {self.step} is settled and nothing is known of {what}: {self._words(status)}",
+                    hint="the agent was replaced, or the step is long past; look with `holdfast ls URL`",
+                    step=self.step,
+                )
             if left_s <= 0:
                 raise DeadlineError(
                     f"step {self.step} is not {what} after {limit_s:g} s; it is {self._words(status)}",
@@ -101,7 +109,7 @@ class Save:
 
     def _targets(self, what: str) -> list[str]:
         if what == "staged":
-            return ["staged"] if self._final is not None else []
+            return ["staged"]
         rules = {r.name: r for r in self._session.settings.tiers}
         if what == "durable":
             outliving = [n for n in rules if not rules[n].is_memory and n in self.due]
@@ -135,6 +143,8 @@ class Save:
         return status
 
     def _reached(self, status: SaveStatus, target: str) -> bool:
+        if target == "staged":
+            return status.memory not in ("dropped", "lost", "failed")
         if target == "memory":
             return status.memory in ("whole", "gone")
         return target in status.tiers and status.tiers[target].state == "committed"

@@ -152,6 +152,10 @@ class Session:
             file.close()
         self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
         self.page.attempt, self.page.stop_signal = attempt, signal
+        with self._mapping:
+            # The agent before may have freed the memory: what we still map of it is nobody's.
+            for number in [n for n, slot in self._slots.items() if slot.file.stale]:
+                del self._slots[number]
         if (asked := self._asked) is not None:
             # The agent before may have died with slots not dealt yet; this one does not know who asked for them.
             self._dealt(asked, self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=_CALL_S))
@@ -301,6 +305,10 @@ class Session:
         page.owner_pid, page.owner_start = os.getpid(), self.page.start
         page.generation += 1
         page.state = SlotState.FILLING
+
+    def give_back(self, slot: TrainerSlot) -> None:
+        """filling -> free: what was begun will not be finished."""
+        slot.page.state = SlotState.FREE
 
     # -- the end ------------------------------------------------------------------------------------------------------
     def detach(self) -> None:

@@ -30,6 +30,7 @@ class Stopping:
         self._signalled = 0
         self._previous: dict[int, Any] = {}
         self._stop_step: int | None = None
+        self._last = -1
 
     def install(self) -> None:
         """Take SIGTERM and SIGUSR1, keeping what was there; only from the main thread (Python's rule)."""
@@ -64,6 +65,7 @@ class Stopping:
         elif self._signalled and self._session.world_size == 1 and not self._session.attachment.alive:
             # Alone, nobody is to be asked.
             self._stop_step = step
+        self._last = step
         return self._stop_step == step
 
     def _answer(self, step: int, nonce: int) -> bool:
@@ -72,11 +74,12 @@ class Stopping:
         proposed = run.proposal_step
         if nonce not in (page.proposal_ack, page.proposal_nack):
             barrier()
-            if proposed >= step:
+            if self._last < proposed:
                 page.proposal_ack = nonce
             else:
                 page.proposal_nack = nonce
-        return proposed == step and page.proposal_ack == nonce
+        # The first step saved from the proposed one on: not every step need be saved, but all ranks save the same.
+        return proposed <= step and page.proposal_ack == nonce
 
     def _settled(self, step: int, nonce: int) -> bool:
         """Wait, bounded, until the proposal about this step is settled or withdrawn."""

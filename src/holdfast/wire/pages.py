@@ -191,11 +191,20 @@ class MappedFile:
             if size_bytes is not None:
                 os.ftruncate(fd, size_bytes)
                 _promise(fd, path, size_bytes if promise_bytes is None else promise_bytes)
-            self.size_bytes = os.fstat(fd).st_size
+            found = os.fstat(fd)
+            self.size_bytes, self.inode = found.st_size, found.st_ino
             self._map = mmap.mmap(fd, self.size_bytes)
         finally:
             os.close(fd)
         self.buffer = memoryview(self._map)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the path no longer leads to what is mapped: the file was removed, or another stands there."""
+        try:
+            return self.path.stat().st_ino != self.inode
+        except FileNotFoundError:
+            return True
 
     def promise(self, n_bytes: int) -> None:
         """Have the file system reserve the first `n_bytes`.

@@ -23,8 +23,8 @@ def test_a_bare_url_means_memory_and_that_url(place):
         ckpt.load(filled(0))
         saves = [ckpt.save(step, filled(step)) for step in range(9)]
         assert [s is not None for s in saves] == [True, False] * 4 + [True]
-        saves[8].wait("durable", timeout_s=30)
-        assert saves[8].due == {"memory", "posix"}
+        due(saves[8]).wait("durable", timeout_s=30)
+        assert due(saves[8]).due == {"memory", "posix"}
         until(lambda: place.committed() == [(1, 6), (1, 8)], "what is older than keep_last goes")
         steps = until(lambda: [s for s in ckpt.steps() if s.step >= 6], "steps are told")
         assert [(s.step, sorted(s.tiers), s.abandoned) for s in steps] == [

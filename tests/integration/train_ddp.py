@@ -34,6 +34,7 @@ with holdfast.Checkpointer(url) as ckpt:
         state["step"] = step
         save = ckpt.save(step, state)
         if life == "0" and step == 5:
+            assert save is not None
             save.wait("memory", timeout_s=30)
             dist.barrier()
             if dist.get_rank() == 1:

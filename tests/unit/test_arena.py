@@ -111,6 +111,25 @@ def test_the_next_agent_finds_slots_and_their_bytes(arena: Arena) -> None:
     successor.close()
 
 
+def test_a_slot_whose_agent_died_making_it_ready_is_not_adopted(arena: Arena) -> None:
+    deal(arena, 0, count=1)
+    half_made = arena.create(4 * IMAGE)
+    successor = Arena(arena.root, arena.budget_bytes)
+    assert [s.number for s in successor.adopt()] == [0]
+    assert not half_made.file.path.exists()
+    successor.close()
+
+
+def test_room_counts_what_a_slot_being_made_ready_has_been_promised_once(tmp_path: Path) -> None:
+    arena = Arena(tmp_path / "arena", budget_bytes=0)
+    before = arena.room_bytes()
+    slot = arena.create(64 << 20)
+    assert before - arena.room_bytes() >= 60 << 20
+    slot.file.promise(slot.file.size_bytes)
+    assert abs(before - arena.room_bytes() - slot.file.size_bytes) < 8 << 20
+    arena.close()
+
+
 def test_a_page_that_claims_more_than_its_slot_is_not_believed(arena: Arena) -> None:
     slot = deal(arena, 0)[0]
     slot.page.state = SlotState.HELD

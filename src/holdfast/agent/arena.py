@@ -61,7 +61,9 @@ class Arena:
         self.slots: dict[int, Slot] = {}
 
     def adopt(self) -> list[Slot]:
-        """Map the slots an earlier agent left. A file without a valid page holds nothing and is removed."""
+        """Map the slots an earlier agent left. A file without a valid page holds nothing and is removed, and so is a
+        free one whose room was not promised yet: its agent died making it ready.
+        """
         for path in sorted(self.root.glob(f"{_SLOT}*")):
             with contextlib.suppress(ValueError):
                 if path.stat().st_size <= PAGE_BYTES:
@@ -70,7 +72,8 @@ class Arena:
                 file = MappedFile(path)
                 slot = Slot(int(path.name.removeprefix(_SLOT)), file, SlotPage(file.buffer), ready=True)
                 self.slots[slot.number] = slot
-                if not slot.page.valid or slot.page.image_bytes > slot.capacity_bytes:
+                half_made = slot.page.state == SlotState.FREE and _lacking_bytes(slot) > 0
+                if not slot.page.valid or slot.page.image_bytes > slot.capacity_bytes or half_made:
                     self.remove(slot)
         return list(self.slots.values())
 
@@ -81,7 +84,7 @@ class Arena:
     def room_bytes(self) -> int:
         """How much more the budget and the file system allow."""
         fs = os.statvfs(self.root)
-        promised = sum(s.file.size_bytes for s in self.slots.values() if not s.ready)
+        promised = sum(_lacking_bytes(s) for s in self.slots.values() if not s.ready)
         room = fs.f_bavail * fs.f_frsize - promised
         return min(room, self.budget_bytes - self.used_bytes) if self.budget_bytes else room
 
@@ -188,3 +191,8 @@ class Arena:
         for directory in (self.root, self.root.parent):
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+
+def _lacking_bytes(slot: Slot) -> int:
+    """How much of a slot the file system has not promised yet."""
+    return max(0, slot.file.size_bytes - slot.file.path.stat().st_blocks * 512)

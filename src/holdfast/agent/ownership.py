@@ -94,7 +94,8 @@ class Ownership:
         try:
             for tier, checkpoint in await agent.in_thread(agent.shelf.roll_forward):
                 log.info("rolled %s forward on %s", checkpoint, tier)
-            await agent.in_thread(agent.shelf.tidy)
+            in_flight = {s.checkpoint for s in agent.executor.run.steps()}
+            await agent.in_thread(agent.shelf.tidy, in_flight)
         except HoldfastError as e:
             self.maybe_superseded(e)
             agent.reported(e.to_dict())

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,10 +241,12 @@ class Shelf:
         plan = sweep.SweepPlan(tuple(images), 0)
         sweep.execute_sweep(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
 
-    def tidy(self) -> None:
-        """Take over what dead agents left: temporary files, and images no manifest names."""
+    def tidy(self, in_flight: Collection[CheckpointId]) -> None:
+        """Remove what dead agents left: temporary files, and images of old steps that no manifest and no flight names."""
         for _, tier in self._shelved():
             tier.sweep()
+            plan = sweep.plan_sweep(catalogs.read_catalog(tier), in_flight=in_flight)
+            sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
     def close(self) -> None:
         for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):

@@ -51,6 +51,7 @@ class StagePlan:
 
         Raises: UnsupportedValueError, ReplicaMismatchError: on all ranks.
         """
+        self._compared.clear()
         captured, structure = self._look(state, talk)
         self._agree(structure, talk)
         self._compare(captured, talk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -95,13 +96,30 @@ def _move_in(arena: Path, settings: Settings) -> int:
     """Make the directory and leave the settings there; returns the log, open. Raises: OSError."""
     for last in (False,) * (_MOVE_IN_TRIES - 1) + (True,):
         try:
-            arena.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for directory in (arena.parent, arena):
+                _make_private(directory)
             write_config(arena, settings)
             return os.open(arena / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:  # an agent at its end removed the directory in between
             if last:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def _make_private(directory: Path) -> None:
+    """A directory that is ours alone. Its name can be guessed, so another user may have made it first.
+
+    Raises: ConfigError when it is not ours.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(
+            f"{directory} belongs to user {found.st_uid}, not to {os.getuid()}",
+            hint="have it removed, or set HOLDFAST_ARENA_DIR to a directory of your own",
+        )
+    if found.st_mode & 0o077:
+        directory.chmod(0o700)
 
 
 def _environment() -> dict[str, str]:

@@ -242,7 +242,7 @@ class Shelf:
         sweep.execute_sweep(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
 
     def tidy(self, in_flight: Collection[CheckpointId]) -> None:
-        """Remove what dead agents left: temporary files, and images of old steps that no manifest and no flight names."""
+        """Remove what dead agents left: temporary files, images of old steps that no manifest and no flight names."""
         for _, tier in self._shelved():
             tier.sweep()
             plan = sweep.plan_sweep(catalogs.read_catalog(tier), in_flight=in_flight)

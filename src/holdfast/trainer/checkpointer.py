@@ -220,7 +220,7 @@ class Checkpointer:
         if self._attempt:
             self._plan.follow(state)
         else:
-            self._begin_attempt(state)
+            self._claim(state)
         slot = self._session.take(step, self._plan.image_bytes)
         page = self._session.page
         self._last_step = step
@@ -255,7 +255,7 @@ class Checkpointer:
     def _mask(self, due: frozenset[str]) -> int:
         return sum(1 << r.index for r in self._settings.tiers if r.name in due)
 
-    def _begin_attempt(self, state: dict[str, Any]) -> None:
+    def _claim(self, state: dict[str, Any]) -> None:
         """The first save after a start or a load: the one collective of a save."""
         body = messages.ClaimAttempt(self._parent)
         with self._ranks.talk() as talk:

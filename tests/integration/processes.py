@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
@@ -194,9 +195,17 @@ def agents(arena_dir: Path) -> list[psutil.Process]:
 
 def end_agents(arena_dir: Path) -> None:
     """Kill what still runs there, each by its id."""
-    for process in agents(arena_dir):
-        try:
+    deadline = time.monotonic() + 10.0
+    for process in (ended := agents(arena_dir)):
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-            process.wait(10)
-        except psutil.NoSuchProcess:
-            continue
+    # Not until they are reaped: that is for init, which may look once a second.
+    while any(_runs(p) for p in ended) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

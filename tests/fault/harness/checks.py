@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.fault.harness import oracle
 from tests.fault.harness.oracle import Committed, Violation
@@ -18,10 +19,17 @@ Saved = tuple[int, int]
 class History:
     """What all lives so far saw.
 
-    `floor` is the newest step that was ever reported whole (in memory or durable) since the run last went back: a later
-    load may give a newer one, never an older.
+    Attributes:
+        memory_lost: lives at whose end the arena was removed: only what they heard to be durable counts.
+        asked: lives that loaded a step by its number.
+        rotten: steps of which a bit was flipped, so that what was whole is no longer.
+        floor: the newest step that was ever reported whole (in memory or durable) since the run last went back. A later
+            load may give a newer one, never an older.
     """
 
+    memory_lost: Collection[int] = ()
+    asked: Collection[int] = ()
+    rotten: Collection[Saved] = ()
     saved: set[Saved] = field(default_factory=set)
     life_of: dict[Committed, int] = field(default_factory=dict)
     durable: list[Committed] = field(default_factory=list)
@@ -29,31 +37,30 @@ class History:
     floor: Saved | None = None
     went_back: dict[int, Saved] = field(default_factory=dict)
 
-    def take(self, event: Event, *, memory_lost: Collection[int], asked: Collection[int]) -> None:
+    def take(self, event: Event) -> None:
         """One event of rank 0. Raises: Violation."""
         life, name = event["life"], event["event"]
+        if name == "error" and not (event["kind"] == "load" and self.floor is None):
+            raise Violation(f"life {life}: {event['kind']}: {event['text']}")
         if name == "loaded":
-            self._loaded(event, life in asked)
-            return
-        if "step" not in event:
-            return
-        saved = (life, event["step"])
-        if name == "saving":
-            self.saved.add(saved)
+            self._loaded(event)
+        elif name == "saving":
+            self.saved.add((life, event["step"]))
             # From the first save on the run stands where this life loaded.
             self.floor = self.went_back.pop(life, self.floor)
         elif name in ("staged", "memory", "durable"):
-            self._told(saved, Committed(event["attempt"], event["step"]), name, life in memory_lost)
+            self._told((life, event["step"]), Committed(event["attempt"], event["step"]), name)
 
-    def _told(self, saved: Saved, checkpoint: Committed, what: str, memory_is_lost: bool) -> None:
+    def _told(self, saved: Saved, checkpoint: Committed, what: str) -> None:
         if self.life_of.setdefault(checkpoint, saved[0]) != saved[0]:
             raise Violation(f"{checkpoint} is of life {self.life_of[checkpoint]} and of {saved[0]}")
         if what == "durable":
             self.durable.append(checkpoint)
-        if what == "durable" or (what == "memory" and not memory_is_lost):
+        lasts = what == "durable" or (what == "memory" and saved[0] not in self.memory_lost)
+        if lasts and saved not in self.rotten:
             self.floor = max(self.floor or saved, saved)
 
-    def _loaded(self, event: Event, asked: bool) -> None:
+    def _loaded(self, event: Event) -> None:
         where = f"life {event['life']} loaded step {event['step']} of life {event['of_life']}"
         if event["wrong"]:
             raise Violation(f"{where}, and these are wrong: {event['wrong']}")
@@ -61,28 +68,20 @@ class History:
         self.loads.append(got)
         if got is not None and got not in self.saved:
             raise Violation(f"{where}, which never saved it")
-        if asked and got is not None:
+        if event["life"] in self.asked and got is not None:
             self.went_back[event["life"]] = got
         elif self.floor is not None and (got is None or got < self.floor):
             raise Violation(f"{where}, but step {self.floor[1]} of life {self.floor[0]} was whole")
 
 
-def read(events: Iterable[Event], *, memory_lost: Collection[int] = (), asked: Collection[int] = ()) -> History:
-    """Follow what rank 0 of every life saw.
-
-    Args:
-        memory_lost: lives at whose end the arena was removed: only what they heard to be durable counts.
-        asked: lives that loaded a step by its number.
+def read(events: Iterable[Event], **known: Any) -> History:
+    """Follow what rank 0 of every life saw; `known` are `memory_lost`, `asked`, `rotten` of History.
 
     Raises: Violation.
     """
-    history = History()
+    history = History(**known)
     for event in events:
-        if event["event"] == "error":
-            nothing_whole = event["kind"] == "load" and history.floor is None
-            if not nothing_whole:
-                raise Violation(f"life {event['life']}: {event['kind']}: {event['text']}")
-        history.take(event, memory_lost=memory_lost, asked=asked)
+        history.take(event)
     return history
 
 
@@ -111,15 +110,12 @@ def _life_on_disk(home: Path, checkpoint: Committed) -> int:
     return int(next(found[0] for name, _, found in oracle.entries(image) if name == "extra"))
 
 
-def check(
-    scene: Scene,
-    *,
-    memory_lost: Collection[int] = (),
-    asked: Collection[int] = (),
-    pruned: Collection[Committed] = (),
-) -> History:
-    """Everything, now. The agent may be at work: what it deletes meanwhile is looked at again. Raises: Violation."""
-    history = read(scene.events(), memory_lost=memory_lost, asked=asked)
+def check(scene: Scene, *, pruned: Collection[Committed] = (), **known: Any) -> History:
+    """Everything, now; arguments as in `read`. The agent may be at work: what it deletes meanwhile is looked at again.
+
+    Raises: Violation.
+    """
+    history = read(scene.events(), **known)
     for other in range(1, scene.job.world):
         _check_other_rank(scene, other)
     for attempt in range(3):

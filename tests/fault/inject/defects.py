@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,29 @@ def _attempt_not_claimed(patch: Patch) -> None:
     patch("holdfast.agent.shelf:Shelf.claim", reuse)
 
 
+def _staged_before_it_is_copied(patch: Patch) -> None:
+    """The slot is handed over, header and all, while another thread still copies the tensors."""
+
+    def later(stage: Function) -> Function:
+        def instead(*args: Any, **kwargs: Any) -> None:
+            from holdfast.trainer import stage as module
+
+            copy = module.copy
+            module.copy = lambda *tensors: threading.Timer(0.02, copy, tensors).start()
+            try:
+                stage(*args, **kwargs)
+            finally:
+                module.copy = copy
+
+        return instead
+
+    patch("holdfast.trainer.stage:Stager.stage", later)
+
+
+def _lineage_not_asked(patch: Patch) -> None:
+    patch("holdfast.model.identity:Lineage.__contains__", lambda real: lambda lineage, checkpoint: True)
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     "files are not synced": _files_not_synced,
     "directories are not synced": _directories_not_synced,
@@ -120,4 +144,6 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
     "no tombstone": _no_tombstone,
     "freed while in flush": _freed_while_in_flush,
     "attempt not claimed": _attempt_not_claimed,
+    "staged before it is copied": _staged_before_it_is_copied,
+    "lineage not asked": _lineage_not_asked,
 }

@@ -1,0 +1,39 @@
+"""A file tier slower than training: training does not wait for it."""
+
+import statistics
+
+import pytest
+from tests.fault.harness import oracle
+from tests.fault.harness.checks import check
+from tests.fault.harness.scene import Scene
+from tests.fault.harness.status import lagging
+from tests.fault.inject.faults import AGENT, TRAINER, Fault
+
+pytestmark = pytest.mark.torch
+
+STEP_S = 0.1
+SLOT_WAIT_S = 0.05
+SLOW = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="sleep", arg=str(2 * STEP_S))
+WAITED = Fault(TRAINER, "holdfast.trainer.session:Session._wait_free", do="count")
+
+
+def test_saves_do_not_wait_for_a_lagging_tier(scene: Scene):
+    """Twice as slow as training with every step due: once it is marked, no save waits, and none is dropped."""
+    scene.job = scene.job_with(keep_last=None, pace_s=STEP_S, environ={"HOLDFAST_SLOT_WAIT_S": str(SLOT_WAIT_S)})
+    scene.inject(SLOW, WAITED)
+    scene.start(steps=60)
+    scene.until(lambda: lagging(scene), "the tier to be marked lagging")
+    marked = scene.until(lambda: scene.events("staged"), "a save")[-1]["step"]
+    waited_before = scene.fired(WAITED)
+    scene.wait_for("staged", step=59)
+    after = [e for e in scene.events("staged") if e["step"] > marked + 1]
+    assert len(after) > 30, "it was marked too late to test anything"
+    assert scene.fired(WAITED) <= waited_before + 1
+    assert statistics.median(e["stall_s"] for e in after) < STEP_S / 2
+    assert max(e["stall_s"] for e in after) < STEP_S * 2
+    assert scene.trainers[0].wait(40.0) == 0
+    ended = scene.events("ended")
+    assert {e["kind"] for e in ended} == {"skipped"}
+    assert not [e for e in ended if e["what"] == "memory"]
+    assert max(c.step for c in oracle.committed(scene.home)) == 59
+    check(scene)

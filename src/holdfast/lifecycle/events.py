@@ -223,7 +223,11 @@ class Resend:
 
 @dataclass(frozen=True, slots=True)
 class LineageChanged:
-    """An attempt was claimed: steps outside the lineage are abandoned."""
+    """An attempt was claimed: steps outside the lineage are abandoned.
+
+    Trainers are told of their attempt only when every node has heard of it: before, a node may free what the attempt
+    stands on in favour of what it abandons.
+    """
 
     lineage: Lineage
 

@@ -191,7 +191,7 @@ class Images:
         for record in self._ledger.records.values():
             if record.in_doubt and not self._ledger.untold:
                 record.in_doubt = False
-                if not record.holds_all(record.held):
+                if record.check is Check.PASSED and not record.holds_all(record.held):
                     self._p.to_nodes(events.Release(record.id))
         self._p.drop_incomplete()
 

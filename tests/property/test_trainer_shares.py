@@ -124,9 +124,9 @@ def test_aliases_stand_with_the_pieces_of_their_tensor():
     assert shares.aliases(1) == (("b", "a"),)
 
 
-def test_a_changed_structure_is_staged_whole_by_rank_0():
+def test_a_changed_structure_is_staged_whole_by_the_rank_that_sees_it():
     structure = Structure({"a": WEIGHT}, {"rng": WEIGHT}, {"b": "a"})
     pieces, aliases = unsplit(structure, 0)
     assert [(p.fqn, p.owner_rank, p.is_whole) for p in pieces] == [("a", None, True), ("rng", 0, True)]
     assert aliases == (("b", "a"),)
-    assert [(p.fqn, p.owner_rank) for p in unsplit(structure, 3)[0]] == [("rng", 3)]
+    assert [(p.fqn, p.owner_rank) for p in unsplit(structure, 3)[0]] == [("a", None), ("rng", 3)]

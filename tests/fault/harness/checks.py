@@ -22,6 +22,7 @@ class History:
     Attributes:
         memory_lost: lives at whose end the arena was removed: only what they heard to be durable counts.
         asked: lives that loaded a step by its number.
+        failed: lives of which a rank was killed: the others may raise.
         rotten: steps of which a bit was flipped, so that what was whole is no longer.
         floor: the newest step that was ever reported whole (in memory or durable) since the run last went back. A later
             load may give a newer one, never an older.
@@ -29,6 +30,7 @@ class History:
 
     memory_lost: Collection[int] = ()
     asked: Collection[int] = ()
+    failed: Collection[int] = ()
     rotten: Collection[Saved] = ()
     saved: set[Saved] = field(default_factory=set)
     life_of: dict[Committed, int] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class History:
     def take(self, event: Event) -> None:
         """One event of rank 0. Raises: Violation."""
         life, name = event["life"], event["event"]
-        if name == "error" and not (event["kind"] == "load" and self.floor is None):
+        if name == "error" and life not in self.failed and not (event["kind"] == "load" and self.floor is None):
             raise Violation(f"life {life}: {event['kind']}: {event['text']}")
         if name == "loaded":
             self._loaded(event)
@@ -75,7 +77,7 @@ class History:
 
 
 def read(events: Iterable[Event], **known: Any) -> History:
-    """Follow what rank 0 of every life saw; `known` are `memory_lost`, `asked`, `rotten` of History.
+    """Follow what rank 0 of every life saw; `known` are `memory_lost`, `asked`, `failed`, `rotten` of it.
 
     Raises: Violation.
     """

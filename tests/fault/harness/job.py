@@ -26,10 +26,10 @@ _LINGER_POLL_S = 0.02
 class Job:
     """What one life does.
 
-    `load_step` None loads the newest. `steps` are trained (the next step number goes on from the one loaded). `end` is
-    close, exit (without a word), raise (out of the `with` block), linger (until killed), durable (train on until some
-    step is durable, wait for the last one, close) or told (linger until the file `go` exists, then close). Another
-    `script` than the training one gets `args`.
+    `file_every_steps` is for the file tier, where it differs. `load_step` None loads the newest. `steps` are trained
+    (the next step number goes on from the one loaded). `end` is close, exit (without a word), raise (out of the `with`
+    block), linger (until killed), durable (train on until some step is durable, wait for the last one, close) or told
+    (linger until the file `go` exists, then close). Another `script` than the training one gets `args`.
     """
 
     url: str
@@ -40,6 +40,7 @@ class Job:
     load_step: int | None = None
     every_steps: int = 1
     keep_last: int | None = 3
+    file_every_steps: int = 0
     pace_s: float = 0.005
     end: str = "close"
     rank: int = 0
@@ -76,13 +77,11 @@ def train(job: Job) -> None:
 
 
 def _train(job: Job, log: Log) -> None:
-    import holdfast
-
     warnings.simplefilter("default")
     join(job)
     state = make_state(job.rank)
     log("started", pid=os.getpid())
-    checkpointer = holdfast.Checkpointer(job.url, every_steps=job.every_steps, keep_last=job.keep_last)
+    checkpointer = _checkpointer(job)
     log("attached")
     if job.end == "raise":
         with checkpointer:
@@ -97,6 +96,16 @@ def _train(job: Job, log: Log) -> None:
             last.settle()
         checkpointer.close()
         log("closed")
+
+
+def _checkpointer(job: Job) -> Any:
+    import holdfast
+
+    if not job.file_every_steps:
+        return holdfast.Checkpointer(job.url, every_steps=job.every_steps, keep_last=job.keep_last)
+    memory = holdfast.TierConfig("memory:", every_steps=job.every_steps, keep_last=2)
+    file = holdfast.TierConfig(job.url, every_steps=job.file_every_steps, keep_last=job.keep_last)
+    return holdfast.Checkpointer(holdfast.Config(tiers=(memory, file)))
 
 
 def join(job: Job) -> None:

@@ -29,14 +29,16 @@ from typing import Any
 VARIABLE = "HOLDFAST_TEST_FAULTS"
 TRAINER, AGENT, COMMAND = "trainer", "agent", "command"
 _PAUSE_POLL_S = 0.002
+_PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Fault:
     """What happens where.
 
-    `at` is `module:function` or `module:Class.method`. `do` is kill (at call `nth` of a process, and once in all), or,
-    from call `nth` on, sleep (`arg` seconds), pause (until the file `arg` exists) or count.
+    `at` is `module:function` or `module:Class.method`. `when` is before, after, or amid: the function gets the first
+    half of its lists before. `do` is kill (at call `nth` of a process, and once in all), or, from call `nth` on, sleep
+    (`arg` seconds), pause (until the file `arg` exists) or count.
     """
 
     process: str
@@ -90,6 +92,8 @@ def install(process: str, rank: int = 0) -> None:
 
         record(plan.disk)
     hook = _Hook()
+    # An image of the job has three parts then; with those of production it would have one.
+    hook.patch("holdfast.tiers.posix.tier:PART_BYTES", lambda real: _PART_BYTES)
     if process != AGENT:
         from tests.fault.inject import spawning
 
@@ -162,7 +166,9 @@ def _wrapped(function: Callable[..., Any], *, fault: Fault, tally: _Tally) -> Ca
 
     @functools.wraps(function)
     def at_once(*args: Any, **kwargs: Any) -> Any:
-        if fault.when == "before":
+        if fault.when == "amid":
+            function(*(a[: len(a) // 2] if isinstance(a, list) else a for a in args), **kwargs)
+        if fault.when != "after":
             _fire(fault, tally)
         result = function(*args, **kwargs)
         if fault.when == "after":

@@ -1,0 +1,125 @@
+"""The crash points, by name: where in its life a process gets SIGKILL. docs/testing.md shows them, and has to."""
+
+from tests.fault.inject.faults import AGENT, TRAINER, Fault
+
+CHECKPOINTER = "holdfast.trainer.checkpointer:Checkpointer"
+SESSION = "holdfast.trainer.session:Session"
+STAGE = "holdfast.trainer.plan:StagePlan.stage"
+COPY = "holdfast.trainer.stage:copy"
+RUN = "holdfast.trainer.apply:LoadPlan.run"
+SHELF = "holdfast.agent.shelf:Shelf"
+EXECUTOR = "holdfast.agent.executor:Executor"
+LOADING = "holdfast.agent.loading:Loading"
+TIER = "holdfast.tiers.posix.tier:PosixTier"
+UPLOAD = "holdfast.tiers.posix.upload:PosixUpload"
+PUBLISH = "holdfast.store.commit:publish_manifest"
+
+Points = dict[str, Fault]
+
+# A trainer that takes up a run which three saves stand behind. Its third save is the one that is hit.
+TRAINER_POINTS: Points = {
+    "attaching": Fault(TRAINER, f"{SESSION}._attach", "after"),
+    "preparing": Fault(TRAINER, f"{SESSION}.prepare"),
+    "prepared": Fault(TRAINER, f"{SESSION}.prepare", "after"),
+    "faulting its slots": Fault(TRAINER, "holdfast.wire.pages:populate"),
+    "claiming": Fault(TRAINER, f"{CHECKPOINTER}._claim"),
+    "claimed": Fault(TRAINER, f"{CHECKPOINTER}._claim", "after"),
+    "slot taken": Fault(TRAINER, f"{SESSION}.take", "after", 3),
+    "before the copy": Fault(TRAINER, STAGE, "before", 3),
+    "amid the copy": Fault(TRAINER, COPY, "amid", 4),  # the first copy was the load's
+    "copied, no header": Fault(TRAINER, COPY, "after", 4),
+    "staged, not returned": Fault(TRAINER, STAGE, "after", 3),
+    "waiting for a save": Fault(TRAINER, "holdfast.trainer.save:Save.wait", "before", 4),
+    "closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end"),
+    "closed, not let go": Fault(TRAINER, f"{CHECKPOINTER}._await_end", "after"),
+}
+
+# Trainer and agent are new; the memory of those before them is there.
+RESTART_POINTS: Points = {
+    "trainer found what loads": Fault(TRAINER, "holdfast.trainer.load:Loader._loadable", "after"),
+    "trainer has verified": Fault(TRAINER, "holdfast.trainer.load:Loader._fetch_and_verify", "after"),
+    "before applying": Fault(TRAINER, RUN),
+    "amid applying": Fault(TRAINER, COPY, "amid"),
+    "applied": Fault(TRAINER, RUN, "after"),
+    "agent admits": Fault(AGENT, "holdfast.agent.admission:Admission.launch"),
+    "agent admitted": Fault(AGENT, "holdfast.agent.admission:Admission.launch", "after"),
+    "agent adopts": Fault(AGENT, "holdfast.agent.agent:Agent._adopt_slots"),
+    "agent verifies what it adopted": Fault(AGENT, "holdfast.agent.executor:check_image"),
+    "agent verified": Fault(AGENT, "holdfast.agent.executor:check_image", "after"),
+    "agent told what loads": Fault(AGENT, f"{LOADING}.loadable", "after"),
+    "agent asked for images": Fault(AGENT, f"{LOADING}.fetch"),
+    "agent unpins": Fault(AGENT, f"{LOADING}.unpin"),
+    "agent rolls forward": Fault(AGENT, f"{SHELF}.roll_forward"),
+    "agent rolled forward": Fault(AGENT, f"{SHELF}.roll_forward", "after"),
+    "agent tidies": Fault(AGENT, f"{SHELF}.tidy", "after"),
+}
+
+# Trainer, agent and arena are new: everything comes from the file tier.
+COLD_POINTS: Points = {
+    "agent makes room for an image": Fault(AGENT, f"{LOADING}._room", "after"),
+    "agent reads an image": Fault(AGENT, f"{SHELF}.fetch"),
+    "agent checks a part": Fault(AGENT, "holdfast.store.blocks:BlockTable.check", "before", 2),
+    "agent read, holds not yet": Fault(AGENT, f"{SHELF}.fetch", "after"),
+    "agent holds what it read": Fault(AGENT, f"{LOADING}._hold", "after"),
+    "trainer has verified what came": Fault(TRAINER, "holdfast.trainer.load:Loader._fetch_and_verify", "after"),
+}
+
+# An agent with a trainer that goes on training.
+AGENT_POINTS: Points = {
+    "preparing": Fault(AGENT, "holdfast.agent.admission:Admission.prepare"),
+    "dealing": Fault(AGENT, "holdfast.agent.admission:Admission._deal"),
+    "claiming": Fault(AGENT, f"{SHELF}.claim"),
+    "claimed, not told": Fault(AGENT, f"{SHELF}.claim", "after"),
+    "before sealing": Fault(AGENT, "holdfast.agent.executor:seal_image", "before", 3),
+    "sealed": Fault(AGENT, "holdfast.agent.executor:seal_image", "after", 3),
+    "before held": Fault(AGENT, f"{EXECUTOR}._hold", "before", 3),
+    "held": Fault(AGENT, f"{EXECUTOR}._hold", "after", 3),
+    "before a flush": Fault(AGENT, f"{SHELF}.upload", "before", 2),
+    "between the parts of a flush": Fault(AGENT, f"{UPLOAD}.write", "after", 6),
+    "before an image is published": Fault(AGENT, f"{UPLOAD}.publish", "before", 4),
+    "synced, not renamed": Fault(AGENT, f"{TIER}.move", "before", 4),
+    "renamed, directory not synced": Fault(AGENT, f"{TIER}.move", "after", 4),
+    "published": Fault(AGENT, f"{SHELF}.upload", "after", 2),
+    "checking coverage": Fault(AGENT, f"{SHELF}.check_whole", "after", 2),
+    "before the manifest": Fault(AGENT, PUBLISH, "before", 2),
+    "the manifest stands, nobody told": Fault(AGENT, PUBLISH, "after", 2),
+    "before a slot is freed": Fault(AGENT, f"{EXECUTOR}._free"),
+    "a slot was freed": Fault(AGENT, f"{EXECUTOR}._free", "after"),
+    "before a prune": Fault(AGENT, f"{SHELF}.prune"),
+    "before the tombstone": Fault(AGENT, "holdfast.store.prune:_delete"),
+    "tombstone put": Fault(AGENT, f"{TIER}.delete", "before", 1),
+    "manifest deleted": Fault(AGENT, f"{TIER}.delete", "after", 1),
+    "images deleted": Fault(AGENT, f"{TIER}.delete", "before", 3),
+    "tombstone deleted": Fault(AGENT, "holdfast.store.prune:_delete", "after"),
+    "asked to close": Fault(AGENT, "holdfast.agent.closing:Closing.close_rank"),
+    "the end": Fault(AGENT, "holdfast.agent.closing:Closing.ended"),
+    "memory not yet given back": Fault(AGENT, "holdfast.agent.arena:Arena.destroy"),
+}
+
+# The newest step was due in memory only; its job ends, and the agent brings it to the file tier.
+PROMOTION_POINTS: Points = {
+    "asked to promote": Fault(AGENT, "holdfast.lifecycle.flushes:Flushes.promote"),
+    "amid the promoted image": Fault(AGENT, f"{UPLOAD}.write", "after", 5),
+    "promoted, not committed": Fault(AGENT, PUBLISH, "before", 2),
+    "promoted and committed": Fault(AGENT, PUBLISH, "after", 2),
+}
+
+# Rank 1 of two; the launcher then kills rank 0, which may wait for it in a collective.
+RANK_POINTS: Points = {
+    "rank 1 attaching": Fault(TRAINER, f"{SESSION}._attach", "after", rank=1),
+    "rank 1 prepared": Fault(TRAINER, f"{SESSION}.prepare", "after", rank=1),
+    "rank 1 before applying": Fault(TRAINER, RUN, rank=1),
+    "rank 1 claiming": Fault(TRAINER, f"{CHECKPOINTER}._claim", rank=1),
+    "rank 1 before its copy": Fault(TRAINER, STAGE, "before", 3, rank=1),
+    "rank 1 staged, not returned": Fault(TRAINER, STAGE, "after", 3, rank=1),
+    "rank 1 closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end", rank=1),
+}
+
+ALL = {
+    "trainer": TRAINER_POINTS,
+    "restart": RESTART_POINTS,
+    "cold start": COLD_POINTS,
+    "agent": AGENT_POINTS,
+    "promotion": PROMOTION_POINTS,
+    "two ranks": RANK_POINTS,
+}

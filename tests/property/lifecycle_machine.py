@@ -303,7 +303,7 @@ def everything_ends(machine: Lifecycle) -> None:
     assert world.ended[-1].free
     assert all(s.settled for s in world.run.steps()), [s for s in world.run.steps() if not s.settled]
     durable = {c for s in world.stores.values() for c in s.manifests if c in world.lineage}
-    assert newest is None or newest in world.asked or max(durable, default=newest) >= newest and durable
+    assert newest is None or newest in world.asked or (max(durable, default=newest) >= newest and durable)
     left = {k: p for k, p in world.pages.items() if p.state not in ("free", "filling")}
     assert not left, f"slots are not freed: {left}"
     world.check_always()

@@ -124,7 +124,7 @@ def _steps(job: Job, log: Log, checkpointer: Any, state: dict[str, Any]) -> Watc
     begin = job.first_step if job.first_step is not None else 0 if loaded is None else loaded + 1
     watch = Watch(log)
     for step in range(begin, begin + _MOST_STEPS):
-        if step >= begin + job.steps and (job.end != "durable" or watch.seen_durable):
+        if step >= begin + job.steps and (job.end != "durable" or _all_say(watch.seen_durable, job)):
             break
         set_state(state, job.life, step, job.rank)
         log("saving", step=step)
@@ -136,6 +136,17 @@ def _steps(job: Job, log: Log, checkpointer: Any, state: dict[str, Any]) -> Watc
         time.sleep(job.pace_s)
     log("trained")
     return watch
+
+
+def _all_say(yes: bool, job: Job) -> bool:
+    if job.world == 1:
+        return yes
+    import torch
+    import torch.distributed as dist
+
+    said = torch.tensor([int(yes)])
+    dist.all_reduce(said, op=dist.ReduceOp.MIN)
+    return bool(said)
 
 
 class Watch:

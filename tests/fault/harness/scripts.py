@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import sys
 import threading
 import time
@@ -89,6 +90,41 @@ def many_saves(job: Job) -> None:
                 gc.collect()
                 log("grown", step=step, **usage(os.getpid()), thread_names=[t.name for t in threading.enumerate()])
                 _wait_for(Path(f"{job.go}-{step}"))
+
+
+# Handles in a thread --------------------------------------------------------------------------------------------------
+def wait_in_a_thread(job: Job) -> None:
+    """Trains until the file `go` exists; another thread waits for each save to become durable, one after the other."""
+    import holdfast
+
+    log = Log(job)
+    state = make_state(job.rank)
+    saves: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with holdfast.Checkpointer(job.url, keep_last=job.keep_last) as checkpointer:
+        checkpointer.load(state)
+        watcher = threading.Thread(target=_watch, args=(saves, log))
+        watcher.start()
+        step = 0
+        while not os.path.exists(job.go):
+            set_state(state, job.life, step, job.rank)
+            log("saving", step=step)
+            saves.put(checkpointer.save(step, state))
+            step += 1
+            time.sleep(job.pace_s)
+        saves.put(None)
+        watcher.join(timeout=30.0)
+        assert not watcher.is_alive(), "a handle hangs"
+
+
+def _watch(saves: queue.SimpleQueue[Any], log: Log) -> None:
+    from holdfast.errors import HoldfastError
+
+    while (save := saves.get()) is not None:
+        try:
+            save.wait("durable", timeout_s=20.0)
+            log("durable", step=save.step, attempt=save.attempt)
+        except HoldfastError as e:
+            log("ended", step=save.step, kind=e.kind, text=e.message)
 
 
 def _wait_for(path: Path) -> None:

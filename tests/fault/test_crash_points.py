@@ -9,10 +9,20 @@ import pytest
 from tests.fault import points
 from tests.fault.harness import oracle
 from tests.fault.harness.checks import check, check_tidy
+from tests.fault.harness.processes import ROOT
 from tests.fault.harness.scene import Scene
 from tests.fault.inject.faults import Fault
 
 pytestmark = pytest.mark.torch
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs/testing.md").read_text()
+    for table in points.ALL.values():
+        for name, fault in table.items():
+            call = f" (call {fault.nth})" if fault.nth > 1 else ""
+            where = f"{fault.when} `{fault.at.removeprefix('holdfast.')}`{call}"
+            assert f"| {name} | {fault.process} | {where} |\n" in page
 
 
 @pytest.mark.parametrize("name", points.TRAINER_POINTS)

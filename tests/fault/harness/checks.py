@@ -43,7 +43,7 @@ class History:
         """One event of rank 0. Raises: Violation."""
         life, name = event["life"], event["event"]
         if name == "error" and life not in self.failed and not (event["kind"] == "load" and self.floor is None):
-            raise Violation(f"life {life}: {event['kind']}: {event['text']}")
+            raise Violation(f"life {life}: {event['trace']}")
         if name == "loaded":
             self._loaded(event)
         elif name == "saving":

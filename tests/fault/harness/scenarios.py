@@ -51,7 +51,7 @@ def rot_while_the_agent_is_dead(scene: Scene, defects: Defects = (), *, place: s
     scene.kill_trainers()
     scene.kill_agent()
     scene.inject(defects=defects)
-    _flip_in_memory(scene, 4, place)
+    flip_in_memory(scene, 4, place)
     scene.finish(steps=3, end="durable")
     check(scene, rotten=[(1, 4)])
     _expect(scene.loaded() == 3, f"step {scene.loaded()} was loaded")
@@ -63,7 +63,7 @@ def rot_beside_a_living_agent(scene: Scene, defects: Defects = ()) -> None:
     scene.start(steps=4, end="linger")
     scene.wait_for("durable", step=3)
     scene.kill_trainers()
-    _flip_in_memory(scene, 3, "tensor")
+    flip_in_memory(scene, 3, "tensor")
     scene.finish(steps=3, end="durable")
     _expect(scene.loaded() == 3, f"step {scene.loaded()} was loaded")
     check(scene)
@@ -97,7 +97,7 @@ def rot_before_the_commit(scene: Scene, defects: Defects = ()) -> None:
     _expect(scene.loaded() == 1, f"step {scene.loaded()} was loaded")
 
 
-def _flip_in_memory(scene: Scene, step: int, place: str) -> None:
+def flip_in_memory(scene: Scene, step: int, place: str) -> None:
     path = next(p for p in scene.slots() if _holds(p, step))
     data = path.read_bytes()[PAGE_BYTES:]
     length = int.from_bytes(data[:8], "little")

@@ -149,6 +149,24 @@ def test_images_flushed_before_a_restart_are_found_and_committed():
     assert world.status(1).memory == "gone"
 
 
+def test_a_committed_step_of_which_memory_has_a_part_is_settled_on_the_other_tiers():
+    """One node's slot was freed, and nobody will hear why: its agent died with the news."""
+    world = started(World(rules_of(nvme=1, s3=1), nodes=2))
+    world.save(1)
+    world.seal()
+    world.work(tier="nvme")
+    page = world.pages["n1", 0]
+    page.state, page.image, page.committed = "free", None, set()
+    world.restart_agents()
+    world.tell_node("n1", events.RankAt(1, CheckpointId(1, 2)))
+    world.work()
+    assert tier_states(world, 1) == {"nvme": "committed", "s3": "failed"}
+    assert world.status(1).memory == "gone"
+    assert world.status(1).settled
+    assert (1, 1) not in held(world)
+    assert not world.stores["s3"].images, "what no manifest will name is removed"
+
+
 def test_no_step_is_dropped_before_the_tiers_are_listed():
     world = started(World(rules_of(posix=1), nodes=2))
     world.save(1)

@@ -175,11 +175,14 @@ class NodeMachine:
             self._state.forget(checkpoint)
 
     def _reconfigured(self, event: events.Reconfigured) -> None:
-        self._state.tiers = _tiers(event.rules, self._state.tiers)
+        self._slot_wait_s = event.slot_wait_s
+        known = self._state.tiers
+        self._state.tiers = _tiers(event.rules, known)
         self._state.keep_last = _keep_last(event.rules)
-        for occupant in self._state.occupants():
-            for tier in [t for t in occupant.flushes if t not in self._state.tiers]:
-                occupant.cancel(tier)
+        for name in [n for n, old in known.items() if self._state.tiers.get(n) is not old]:
+            for checkpoint, step in self._state.steps.items():
+                self._state.cancel(name, checkpoint)
+                step.committed.discard(name)
 
     # -- after every event ---------------------------------------------------------------------------------------------
     def _settle(self) -> None:

@@ -22,9 +22,11 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class Reconfigured:
-    """A new launch brought other tiers; flushes to tiers that are gone are cancelled."""
+    """A new launch brought other settings; flushes to tiers that are gone are cancelled, timers that run go on."""
 
     rules: tuple[TierRule, ...]
+    slot_wait_s: float
+    idle_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,9 @@ class Admission:
             raise ConfigError("a launch of another run reached this agent", hint="this is a defect; please report it")
         if settings.tiers != agent.settings.tiers:
             agent.shelf.reconfigure(settings)
-            agent.executor.tell_run(events.Reconfigured(settings.tiers))
-            agent.executor.tell_node(events.Reconfigured(settings.tiers))
+        told = events.Reconfigured(settings.tiers, settings.slot_wait_s, settings.idle_s)
+        agent.executor.tell_run(told)
+        agent.executor.tell_node(told)
         agent.settings = settings
         agent.arena.budget_bytes = settings.arena_budget_bytes
         write_config(agent.root, settings)

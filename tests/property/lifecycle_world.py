@@ -258,12 +258,12 @@ class World:
     def _check_upload(self, node: str | None, action: actions.Upload) -> None:
         assert node is not None
         page = self.pages[node, action.slot]
-        assert page.state == "held"
-        assert page.image == action.record.id
+        assert page.state == ("held" if action.record is not None else "staged"), "flushed what nobody seals"
+        assert page.image == action.image
         running = [t for t in self.tasks if t.owner == node and isinstance(t.action, actions.Upload)]
-        mine = [t.action.record.id for t in running if t.action.tier == action.tier]
-        assert action.record.id not in mine, "flushed twice at once"
-        assert {i.checkpoint for i in mine} <= {action.record.id.checkpoint}, "two steps at once"
+        mine = [t.action.image for t in running if t.action.tier == action.tier]
+        assert action.image not in mine, "flushed twice at once"
+        assert {i.checkpoint for i in mine} <= {action.image.checkpoint}, "two steps at once"
 
     def _check_commit(self, owner: str | None, action: actions.Commit) -> None:
         images = {i.record.id for i in action.images}
@@ -414,6 +414,9 @@ class World:
     def done(self, task: Task) -> None:
         """The work succeeded."""
         action, owner = task.action, task.owner
+        if isinstance(action, actions.Upload) and not self._sealed(task):
+            self.fail(task)
+            return
         self._effect(task)
         self.tasks.remove(task)
         if isinstance(action, (actions.Seal, actions.Verify)):
@@ -429,11 +432,19 @@ class World:
         else:
             self.tell_run(events.PruneDone(action.tier, action.checkpoints))
 
+    def _sealed(self, task: Task) -> bool:
+        """Whether the image of a flush has its checksums; one that begun while it was sealed waits for them."""
+        action, owner = task.action, task.owner
+        for seal in self.find(actions.Seal, slot=action.slot):
+            if seal.owner == owner:
+                self.done(seal)
+        return bool(self.pages[owner, action.slot].state == "held")
+
     def _effect(self, task: Task) -> None:
         """What the work does to the tiers, whether or not anybody hears of it."""
         action = task.action
         if isinstance(action, actions.Upload):
-            self.stores[action.tier].images.add(action.record.id)
+            self.stores[action.tier].images.add(action.image)
         elif isinstance(action, actions.CheckWhole):
             assert {i.record.id for i in action.images} == self.images_of(action.checkpoint), "checked too early"
             self.checked.add(action.checkpoint)

@@ -112,8 +112,9 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(lambda self: self.world.tasks)
     @rule(data=st.data(), pieces=st.integers(1, 8))
     def work(self, data: st.DataObject, pieces: int) -> None:
-        for _ in range(min(pieces, len(self.world.tasks))):
-            self.world.done(data.draw(st.sampled_from(self.world.tasks)))
+        for _ in range(pieces):
+            if self.world.tasks:
+                self.world.done(data.draw(st.sampled_from(self.world.tasks)))
 
     @precondition(lambda self: self.world.tasks and self.calm <= 0)
     @rule(data=st.data())

@@ -121,7 +121,7 @@ def test_a_new_agent_seals_what_was_only_staged():
     world = started(World(rules_of(posix=1)))
     world.save(1)
     world.restart_agents()
-    assert [type(t.action) for t in world.tasks] == [actions.Seal]
+    assert [type(t.action) for t in world.tasks] == [actions.Seal, actions.Upload]
     world.work()
     assert committed(world) == [(1, 1)]
 
@@ -459,7 +459,7 @@ def test_sigterm_promotes_the_newest_ahead_of_all_else():
     world.tell_run(events.TermSignal(25.0))
     assert world.timers[None, "grace"] == 25.0
     world.done(next(world.find(actions.Upload)))
-    assert [t.action.record.id.step for t in world.find(actions.Upload)] == [11], "before step 10"
+    assert [t.action.image.step for t in world.find(actions.Upload)] == [11], "before step 10"
     world.done(next(world.find(actions.Upload)))
     world.work(actions.Commit)
     assert world.ended == [actions.Ended("terminated", None, free=False)]

@@ -1,6 +1,7 @@
 """A save from staged to committed, and what slow tiers, drops and failures make of it."""
 
-from tests.property.lifecycle_world import ERROR, World, rules_of
+from tests.property.lifecycle_things import ERROR, record_of, rules_of
+from tests.property.lifecycle_world import World
 
 from holdfast.lifecycle import actions, events
 from holdfast.model.identity import CheckpointId
@@ -249,8 +250,6 @@ def test_a_header_of_another_attempt_fails_the_image():
 
 
 def record(world):
-    from tests.property.lifecycle_world import record_of
-
     return record_of(next(iter(world.images_of(CheckpointId(1, 1)))))
 
 

@@ -158,7 +158,9 @@ class Loading:
                     self._agent.executor.tell_node(events.Pinned(number))
                     self._pins.setdefault(rank, []).append(number)
                     generation = self._agent.arena.slots[number].page.generation
-                    return messages.FetchedImage(record.id, number, generation, record.size_bytes, source)
+                    return messages.FetchedImage(
+                        record.id, number, generation, record.size_bytes, record.crc64nvme, source
+                    )
             if record.id not in self._fetching:
                 task = asyncio.create_task(self._fetch(rank, record, tiers))
                 self._fetching[record.id] = task

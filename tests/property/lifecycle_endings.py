@@ -69,8 +69,7 @@ def _finish_the_step(machine: Lifecycle) -> None:
 
 
 def _let_readers_go(machine: Lifecycle) -> None:
-    while machine.pinned:
-        machine.unpin()
+    machine.let_readers_go()
     while machine.world.loading:
         machine.world.tell_run(events.LoadEnded(machine.world.loading.pop()))
 

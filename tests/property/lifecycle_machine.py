@@ -162,6 +162,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.world.pump()
         self.world.unpin(self.pinned.pop())
 
+    def let_readers_go(self) -> None:
+        """All readers are done."""
+        while self.pinned:
+            self.unpin()
+
     @rule(data=st.data())
     def load(self, data: st.DataObject) -> None:
         steps = sorted({c for s in self.world.configured.values() for c in s.manifests})
@@ -178,9 +183,12 @@ class Lifecycle(RuleBasedStateMachine):
         known = [s.checkpoint for s in self.world.run.steps()]
         if known:
             step = data.draw(st.sampled_from(known))
+            # As with rot: a node that has freed an older step for the sake of this one did so in good faith.
+            self.world.pump()
             self.world.asked.add(step)
             self.world.excused.add(step)
             self.world.tell_run(events.PruneAsked(frozenset({step})))
+            self.world.pump()
 
     @precondition(lambda self: self.calm <= 0)
     @rule(data=st.data())
@@ -285,13 +293,14 @@ class Lifecycle(RuleBasedStateMachine):
         world = self.world
         whole = world.run.newest_whole()
         standing = {c for t in world.configured for c in world.run.committed(t) if c in world.lineage}
-        if whole is not None and not (back and standing):
-            return whole
-        if not standing:
-            return None
-        step = data.draw(st.sampled_from(sorted(standing)))
-        for key in world.fetch(step, "tier"):
-            self.pinned.append(key)
+        if back or whole is None:
+            step = data.draw(st.sampled_from(sorted(standing))) if standing else whole
+        else:
+            step = whole
+        if step is not None:
+            self.pinned += world.fetch(step)
+            if data.draw(st.booleans(), label="the load is over before the first save"):
+                self.let_readers_go()
         return step
 
     # -- always -------------------------------------------------------------------------------------------------------

@@ -259,22 +259,29 @@ class World(Place):
         for node in self.names:
             self.tell_node(node, event)
 
-    def fetch(self, step: CheckpointId, source: str) -> list[tuple[str, int]]:
-        """A load brings a committed step into slots of its own, pinned."""
-        keys = []
-        held = {p.image for p in self.pages.values() if p.state == "held"}
-        for image in sorted(self.images_of(step) - held):
-            key = self._loose(self.node_of[image.rank])
-            page = self.pages[key]
-            page.state, page.image, page.pins, page.due = "held", image, 1, frozenset()
-            page.generation += 1
-            page.world_size = self.world_size
-            page.committed = {n for n, s in self.stores.items() if step in s.manifests}
-            copies = frozenset(page.committed)
-            args = (key[1], page.generation, record_of(image), self.header(image), copies, 1)
-            self.tell_node(key[0], events.Fetched(*args))
-            keys.append(key)
-        return keys
+    def fetch(self, step: CheckpointId) -> list[tuple[str, int]]:
+        """A load waits for checksums, then has every image of the step in a slot, held or fetched, pinned."""
+        self.work(actions.Seal, actions.Verify)
+        return [self._held(image) or self._fetch(image) for image in sorted(self.images_of(step))]
+
+    def _held(self, image: ImageId) -> tuple[str, int] | None:
+        for key, page in self.pages.items():
+            if page.image == image and page.state == "held" and not page.bad:
+                self.pin(key)
+                return key
+        return None
+
+    def _fetch(self, image: ImageId) -> tuple[str, int]:
+        key = self._loose(self.node_of[image.rank])
+        page = self.pages[key]
+        page.state, page.image, page.pins, page.due = "held", image, 1, frozenset()
+        page.generation += 1
+        page.world_size = self.world_size
+        page.committed = {n for n, s in self.configured.items() if image.checkpoint in s.manifests}
+        copies = frozenset(page.committed)
+        event = events.Fetched(key[1], page.generation, record_of(image), self.header(image), copies, 1)
+        self.tell_node(key[0], event)
+        return key
 
     def _loose(self, node: str) -> tuple[str, int]:
         loose = [k for k, p in self.pages.items() if k[0] == node and p.rank is None and p.state == "free"]

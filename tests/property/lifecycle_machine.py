@@ -18,9 +18,9 @@ from hypothesis.stateful import (
 )
 from tests.property.lifecycle_endings import ENDINGS
 from tests.property.lifecycle_things import rules_of, tier
-from tests.property.lifecycle_world import World
+from tests.property.lifecycle_world import QUICK, World
 
-from holdfast.lifecycle import actions, events
+from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId
 
 DRIFT_STEPS = 2
@@ -70,8 +70,7 @@ class Lifecycle(RuleBasedStateMachine):
                 for _ in range(2 * last):
                     if self.at[rank] < last or rank in self.filling:
                         self.go_on(rank)
-            self.world.pump()
-            self.world.seal()
+            self.world.all_that_is_quick()
             for name in {"nothing": list(self.world.stores), "one tier": list(self.world.stores)[:1]}.get(slow, []):
                 self.world.work(tier=name)
         self.calm -= 1
@@ -124,13 +123,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.calm = CALM
         self.world.fail(data.draw(st.sampled_from(self.world.tasks)))
 
-    @precondition(lambda self: any(isinstance(t.action, (actions.Seal, actions.CheckWhole)) for t in self.world.tasks))
+    @precondition(lambda self: any(isinstance(t.action, QUICK) for t in self.world.tasks))
     @rule()
     def become_whole(self) -> None:
         """Checksums are quick: mostly they are done before the next save."""
-        self.world.pump()
-        self.world.seal()
-        self.world.pump()
+        self.world.all_that_is_quick()
 
     @precondition(lambda self: self.world.channels())
     @rule(data=st.data())
@@ -219,6 +216,7 @@ class Lifecycle(RuleBasedStateMachine):
     def agents_die(self, data: st.DataObject) -> None:
         self.calm = CALM
         self.pinned.clear()
+        self._lose_a_slot(data, self.world.names)
         self.world.restart_agents(lambda t: data.draw(st.booleans(), label="had its effect"))
         self._trainers_say_again()
 
@@ -229,10 +227,16 @@ class Lifecycle(RuleBasedStateMachine):
         self.world.pump()
         node = self.world.names[-1]
         self.pinned = [k for k in self.pinned if k[0] != node]
+        self._lose_a_slot(data, [node])
         self.world.restart_node(node, lambda t: data.draw(st.booleans(), label="had its effect"))
         # As with rot: what others free before they hear of it, they free in good faith.
         self.world.pump()
         self._trainers_say_again()
+
+    def _lose_a_slot(self, data: st.DataObject, nodes: list[str]) -> None:
+        held = [k for k, p in sorted(self.world.pages.items()) if p.state == "held" and k[0] in nodes]
+        if held and data.draw(st.booleans(), label="an image is lost"):
+            self.world.lose_slot(data.draw(st.sampled_from(held)))
 
     def _trainers_say_again(self) -> None:
         """A new agent reads every page anew."""

@@ -17,6 +17,8 @@ from holdfast.policy.schedule import due_tiers
 
 _ENOUGH = 10_000
 
+QUICK = (actions.Seal, actions.Verify, actions.CheckWhole)
+
 
 class World(Place):
     """A place with trainers in it."""
@@ -136,7 +138,14 @@ class World(Place):
 
     def seal(self) -> None:
         """Checksums and coverage, no flushes."""
-        self.work(actions.Seal, actions.Verify, actions.CheckWhole)
+        self.work(*QUICK)
+
+    def all_that_is_quick(self) -> None:
+        """Messages, checksums, coverage, until nothing of it is left."""
+        self.pump()
+        while any(isinstance(t.action, QUICK) for t in self.tasks):
+            self.seal()
+            self.pump()
 
     def fire(self, owner: str | None, timer: str) -> None:
         del self.timers[owner, timer]
@@ -191,6 +200,13 @@ class World(Place):
             self.tell_node(node, events.LineageChanged(self.lineage))
         self.adopt(node)
         self.tell_node(node, events.Resend())
+
+    def lose_slot(self, key: tuple[str, int]) -> None:
+        """What a dead agent held there is not adopted: its file went, or is no image."""
+        page = self.pages[key]
+        assert page.image is not None
+        self.excused.add(page.image.checkpoint)
+        page.state, page.image, page.committed, page.bad = "free", None, set(), False
 
     def lose_node(self, node: str) -> None:
         """A machine is gone, with its memory."""

@@ -80,6 +80,7 @@ def _abandoned_committed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _superseded_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """Who once owned the run owns it."""
     patch.setattr(Ledger, "owner", property(lambda ledger: ledger.attempt > 0))
 
 

@@ -235,7 +235,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     def _lose_a_slot(self, data: st.DataObject, nodes: list[str]) -> None:
         held = [k for k, p in sorted(self.world.pages.items()) if p.state == "held" and k[0] in nodes]
-        if held and data.draw(st.booleans(), label="an image is lost"):
+        lost = data.draw(st.booleans(), label="an image is lost")
+        if held and lost:
             self.world.lose_slot(data.draw(st.sampled_from(held)))
 
     def _trainers_say_again(self) -> None:

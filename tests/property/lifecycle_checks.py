@@ -52,8 +52,9 @@ class Checks:
         durable = any(c >= step and c in world.lineage for s in world.configured.values() for c in s.manifests)
         assert durable or step != world.newest_whole(), f"freed the only copy of {step}"
         # Of an attempt just claimed a node has yet to hear; trainers go on only when every node has.
+        newest = step in world.lineage and step == world.newest_whole(world.heard[node])
         yields = durable and not any(r.is_memory for r in world.rules)
-        assert yields or step != world.newest_whole(world.heard[node]), f"freed the newest whole step {step}"
+        assert yields or not newest, f"freed the newest whole step {step}"
 
     def _upload(self, node: str, action: actions.Upload) -> None:
         world = self._world

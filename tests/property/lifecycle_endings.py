@@ -69,8 +69,7 @@ def _finish_the_step(machine: Lifecycle) -> None:
 
 
 def _let_readers_go(machine: Lifecycle) -> None:
-    while machine.pinned:
-        machine.unpin()
+    machine.let_readers_go()
     while machine.world.loading:
         machine.world.tell_run(events.LoadEnded(machine.world.loading.pop()))
 
@@ -89,8 +88,8 @@ def _is_over(world: World, reason: str, newest: CheckpointId | None) -> None:
     unsettled = [s for s in world.run.steps() if not s.settled]
     assert not unsettled, unsettled
     durable = {c for s in world.configured.values() for c in s.manifests if c in world.lineage}
-    excused = newest is None or newest in world.asked or world.superseded
-    assert excused or (durable and max(durable) >= newest), f"{newest} is durable nowhere"
+    if newest is not None and newest not in world.asked and not world.superseded:
+        assert max(durable, default=CheckpointId(0, 0)) >= newest, f"{newest} is durable nowhere"
     world.check_always()
 
 

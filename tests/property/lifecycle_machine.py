@@ -18,9 +18,9 @@ from hypothesis.stateful import (
 )
 from tests.property.lifecycle_endings import ENDINGS
 from tests.property.lifecycle_things import rules_of, tier
-from tests.property.lifecycle_world import World
+from tests.property.lifecycle_world import QUICK, World
 
-from holdfast.lifecycle import actions, events
+from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId
 
 DRIFT_STEPS = 2
@@ -70,8 +70,7 @@ class Lifecycle(RuleBasedStateMachine):
                 for _ in range(2 * last):
                     if self.at[rank] < last or rank in self.filling:
                         self.go_on(rank)
-            self.world.pump()
-            self.world.seal()
+            self.world.all_that_is_quick()
             for name in {"nothing": list(self.world.stores), "one tier": list(self.world.stores)[:1]}.get(slow, []):
                 self.world.work(tier=name)
         self.calm -= 1
@@ -125,13 +124,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.calm = CALM
         self.world.fail(data.draw(st.sampled_from(self.world.tasks)))
 
-    @precondition(lambda self: any(isinstance(t.action, (actions.Seal, actions.CheckWhole)) for t in self.world.tasks))
+    @precondition(lambda self: any(isinstance(t.action, QUICK) for t in self.world.tasks))
     @rule()
     def become_whole(self) -> None:
         """Checksums are quick: mostly they are done before the next save."""
-        self.world.pump()
-        self.world.seal()
-        self.world.pump()
+        self.world.all_that_is_quick()
 
     @precondition(lambda self: self.world.channels())
     @rule(data=st.data())
@@ -163,6 +160,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.world.pump()
         self.world.unpin(self.pinned.pop())
 
+    def let_readers_go(self) -> None:
+        """All readers are done."""
+        while self.pinned:
+            self.unpin()
+
     @rule(data=st.data())
     def load(self, data: st.DataObject) -> None:
         steps = sorted({c for s in self.world.configured.values() for c in s.manifests})
@@ -179,9 +181,12 @@ class Lifecycle(RuleBasedStateMachine):
         known = [s.checkpoint for s in self.world.run.steps()]
         if known:
             step = data.draw(st.sampled_from(known))
+            # As with rot: a node that has freed an older step for the sake of this one did so in good faith.
+            self.world.pump()
             self.world.asked.add(step)
             self.world.excused.add(step)
             self.world.tell_run(events.PruneAsked(frozenset({step})))
+            self.world.pump()
 
     @precondition(lambda self: self.calm <= 0)
     @rule(data=st.data())
@@ -212,6 +217,7 @@ class Lifecycle(RuleBasedStateMachine):
     def agents_die(self, data: st.DataObject) -> None:
         self.calm = CALM
         self.pinned.clear()
+        self._lose_a_slot(data, self.world.names)
         self.world.restart_agents(lambda t: data.draw(st.booleans(), label="had its effect"))
         self._trainers_say_again()
 
@@ -222,10 +228,17 @@ class Lifecycle(RuleBasedStateMachine):
         self.world.pump()
         node = self.world.names[-1]
         self.pinned = [k for k in self.pinned if k[0] != node]
+        self._lose_a_slot(data, [node])
         self.world.restart_node(node, lambda t: data.draw(st.booleans(), label="had its effect"))
         # As with rot: what others free before they hear of it, they free in good faith.
         self.world.pump()
         self._trainers_say_again()
+
+    def _lose_a_slot(self, data: st.DataObject, nodes: list[str]) -> None:
+        held = [k for k, p in sorted(self.world.pages.items()) if p.state == "held" and k[0] in nodes]
+        lost = data.draw(st.booleans(), label="an image is lost")
+        if held and lost:
+            self.world.lose_slot(data.draw(st.sampled_from(held)))
 
     def _trainers_say_again(self) -> None:
         """A new agent reads every page anew."""
@@ -286,13 +299,14 @@ class Lifecycle(RuleBasedStateMachine):
         world = self.world
         whole = world.run.newest_whole()
         standing = {c for t in world.configured for c in world.run.committed(t) if c in world.lineage}
-        if whole is not None and not (back and standing):
-            return whole
-        if not standing:
-            return None
-        step = data.draw(st.sampled_from(sorted(standing)))
-        for key in world.fetch(step, "tier"):
-            self.pinned.append(key)
+        if back or whole is None:
+            step = data.draw(st.sampled_from(sorted(standing))) if standing else whole
+        else:
+            step = whole
+        if step is not None:
+            self.pinned += world.fetch(step)
+            if data.draw(st.booleans(), label="the load is over before the first save"):
+                self.let_readers_go()
         return step
 
     # -- always -------------------------------------------------------------------------------------------------------

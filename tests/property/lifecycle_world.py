@@ -17,6 +17,8 @@ from holdfast.policy.schedule import due_tiers
 
 _ENOUGH = 10_000
 
+QUICK = (actions.Seal, actions.Verify, actions.CheckWhole)
+
 
 class World(Place):
     """A place with trainers in it."""
@@ -147,7 +149,14 @@ class World(Place):
 
     def seal(self) -> None:
         """Checksums and coverage, no flushes."""
-        self.work(actions.Seal, actions.Verify, actions.CheckWhole)
+        self.work(*QUICK)
+
+    def all_that_is_quick(self) -> None:
+        """Messages, checksums, coverage, until nothing of it is left."""
+        self.pump()
+        while any(isinstance(t.action, QUICK) for t in self.tasks):
+            self.seal()
+            self.pump()
 
     def fire(self, owner: str | None, timer: str) -> None:
         del self.timers[owner, timer]
@@ -202,6 +211,13 @@ class World(Place):
             self.tell_node(node, events.LineageChanged(self.lineage))
         self.adopt(node)
         self.tell_node(node, events.Resend())
+
+    def lose_slot(self, key: tuple[str, int]) -> None:
+        """What a dead agent held there is not adopted: its file went, or is no image."""
+        page = self.pages[key]
+        assert page.image is not None
+        self.excused.add(page.image.checkpoint)
+        page.state, page.image, page.committed, page.bad = "free", None, set(), False
 
     def lose_node(self, node: str) -> None:
         """A machine is gone, with its memory."""
@@ -270,22 +286,29 @@ class World(Place):
         for node in self.names:
             self.tell_node(node, event)
 
-    def fetch(self, step: CheckpointId, source: str) -> list[tuple[str, int]]:
-        """A load brings a committed step into slots of its own, pinned."""
-        keys = []
-        held = {p.image for p in self.pages.values() if p.state == "held"}
-        for image in sorted(self.images_of(step) - held):
-            key = self._loose(self.node_of[image.rank])
-            page = self.pages[key]
-            page.state, page.image, page.pins, page.due = "held", image, 1, frozenset()
-            page.generation += 1
-            page.world_size = self.world_size
-            page.committed = {n for n, s in self.stores.items() if step in s.manifests}
-            copies = frozenset(page.committed)
-            args = (key[1], page.generation, record_of(image), self.header(image), copies, 1)
-            self.tell_node(key[0], events.Fetched(*args))
-            keys.append(key)
-        return keys
+    def fetch(self, step: CheckpointId) -> list[tuple[str, int]]:
+        """A load waits for checksums, then has every image of the step in a slot, held or fetched, pinned."""
+        self.work(actions.Seal, actions.Verify)
+        return [self._held(image) or self._fetch(image) for image in sorted(self.images_of(step))]
+
+    def _held(self, image: ImageId) -> tuple[str, int] | None:
+        for key, page in self.pages.items():
+            if page.image == image and page.state == "held" and not page.bad:
+                self.pin(key)
+                return key
+        return None
+
+    def _fetch(self, image: ImageId) -> tuple[str, int]:
+        key = self._loose(self.node_of[image.rank])
+        page = self.pages[key]
+        page.state, page.image, page.pins, page.due = "held", image, 1, frozenset()
+        page.generation += 1
+        page.world_size = self.world_size
+        page.committed = {n for n, s in self.configured.items() if image.checkpoint in s.manifests}
+        copies = frozenset(page.committed)
+        event = events.Fetched(key[1], page.generation, record_of(image), self.header(image), copies, 1)
+        self.tell_node(key[0], event)
+        return key
 
     def _loose(self, node: str) -> tuple[str, int]:
         loose = [k for k, p in self.pages.items() if k[0] == node and p.rank is None and p.state == "free"]

@@ -229,7 +229,7 @@ def test_a_fetched_step_is_the_newest_whole_one_until_the_next():
     for page in world.pages.values():
         page.state, page.image = "free", None
     world.restart_agents()
-    keys = world.fetch(CheckpointId(1, 1), "posix")
+    keys = world.fetch(CheckpointId(1, 1))
     world.seal()
     assert world.run.newest_whole() == CheckpointId(1, 1)
     world.unpin(keys[0])
@@ -524,6 +524,23 @@ def test_what_went_to_the_old_place_of_a_tier_does_not_count_at_the_new_one(stat
     world.save(2)
     world.work()
     assert tier_states(world, 2) == {"nvme": "committed", "s3": "committed"}
+
+
+def test_a_tier_that_comes_back_waits_for_the_deletion_under_way():
+    world = started(World(rules_of(nvme=1, s3=1)), 1, 2, 3)
+    world.save(4)
+    world.work(actions.Seal, actions.CheckWhole, actions.Upload, actions.Commit)
+    [under_way] = world.find(actions.Prune, tier="s3")
+    rules = world.rules
+    reconfigured(world, rules[:2])
+    reconfigured(world, rules)
+    world.claim(CheckpointId(1, 4))
+    world.save(5)
+    world.work(actions.Seal, actions.CheckWhole, actions.Upload, actions.Commit)
+    assert list(world.find(actions.Prune, tier="s3")) == [under_way]
+    assert CheckpointId(1, 1) not in world.run.committed("s3"), "it is as good as gone"
+    world.work()
+    assert committed(world, "s3") == [(1, 3), (1, 4), (2, 5)]
 
 
 def test_a_new_slot_wait_counts_from_the_next_save_that_waits():

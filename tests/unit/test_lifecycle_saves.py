@@ -115,6 +115,19 @@ def test_a_slow_tier_makes_one_save_wait_and_then_none():
     assert uploads(world, "posix") == [39], "the newest goes first"
 
 
+def test_a_tier_gives_way_also_when_the_wait_ran_out_before_anything_was_whole():
+    world = started(World(rules_of(posix=1)))
+    for step in range(1, 5):
+        assert world.save(step)
+    world.tell_node("n0", events.SlotWanted(0, 5))
+    world.fire("n0", "slot-wait-0")
+    assert not world.nodes["n0"].tiers()[0].lagging, "nothing is whole yet: no tier is to blame"
+    world.seal()
+    assert world.nodes["n0"].tiers()[0].lagging
+    assert world.free_slots(0)
+    assert tier_states(world, 2) == {"posix": "skipped"}
+
+
 def test_a_tier_that_has_caught_up_lags_no_more():
     world = started(World(rules_of(posix=1)))
     world.tell_node("n0", events.SlotWanted(0, stuck(world, 10)))

@@ -51,7 +51,7 @@ class TierBook:
     @property
     def standing(self) -> set[CheckpointId]:
         """Committed and there to stay, for all that is known."""
-        return self.committed - self.doomed
+        return self.committed - self.doomed - self.deleting
 
     def next_deletion(self, in_use: Collection[CheckpointId]) -> Prune | Sweep | None:
         """What to delete now, if anything; the answer is `deleted` or `not_deleted`."""
@@ -67,7 +67,7 @@ class TierBook:
         """A deletion is done."""
         gone = set(checkpoints)
         self._pruned.extend(sorted(gone & self.doomed))
-        self.committed -= gone & self.doomed
+        self.committed -= gone
         self.doomed -= gone
         self.remains -= gone
         self.deleting = frozenset()

@@ -142,6 +142,7 @@ class Durability:
         """A deletion is done."""
         book = self._ledger.books.get(event.tier)
         if book is None:
+            self._ledger.leaving.pop(event.tier, None)
             return
         pruned = book.doomed & event.checkpoints
         book.deleted(event.checkpoints)
@@ -156,6 +157,7 @@ class Durability:
     def prune_failed(self, event: events.PruneFailed) -> None:
         """A deletion failed; tried again with the next one that comes up."""
         self._p.report(event.error)
+        self._ledger.leaving.pop(event.tier, None)
         if event.tier in self._ledger.books:
             self._ledger.books[event.tier].not_deleted()
 

@@ -35,6 +35,8 @@ class Ledger:
     untold: set[str] = field(default_factory=set)
     """Nodes that have yet to say what they hold."""
     loads: Counter[CheckpointId] = field(default_factory=Counter)
+    leaving: dict[str, frozenset[CheckpointId]] = field(default_factory=dict)
+    """What is still being deleted from tiers that are no longer configured."""
 
     @property
     def owner(self) -> bool:
@@ -96,6 +98,17 @@ class Ledger:
             return False
         return rank in self.gone or (rank in self.at and self.at[rank] > record.id)
 
+    def reconfigure(self, rules: tuple[TierRule, ...]) -> set[str]:
+        """Take other rules; the tiers that are gone, or elsewhere now."""
+        known, self.rules = self.books, rules
+        self.books = books_of(rules, known)
+        for name in self.books.keys() - known.keys():
+            self.books[name].deleting = self.leaving.pop(name, frozenset())
+        self.leaving |= {
+            name: known[name].deleting for name in known.keys() - self.books.keys() if known[name].deleting
+        }
+        return {name for name, old in known.items() if self.books.get(name) is not old}
+
     def trim(self) -> None:
         """Forget the oldest settled steps beyond the history, many at once: it looks at every step."""
         surplus = len(self.records) - HISTORY_STEPS
@@ -112,7 +125,8 @@ def books_of(rules: Sequence[TierRule], known: dict[str, TierBook]) -> dict[str,
         if not rule.is_memory:
             book = known.get(rule.name)
             if book is None or book.rule.url != rule.url:
-                book = TierBook(rule)
+                # One deletion at a time goes by the name: its answer cannot say which place it was about.
+                book = TierBook(rule, deleting=book.deleting if book is not None else frozenset())
             book.rule = rule
             books[rule.name] = book
     return books

@@ -44,6 +44,8 @@ class NodeMachine:
         self._slot_wait_s = slot_wait_s
         self._state = NodeState({}, {}, _tiers(rules, {}), _keep_last(rules))
         self._wanting: dict[int, int] = {}
+        self._overdue: set[int] = set()
+        """Ranks that have waited for a slot for longer than `slot_wait_s`, and still do."""
         self._out: list[actions.NodeAction] = []
         self._occupants = Occupants(node, self._state, self._do)
         self._flushes = Flushes(node, self._state, self._do)
@@ -117,15 +119,13 @@ class NodeMachine:
         self._do(actions.StartTimer(_timer(event.rank), self._slot_wait_s))
 
     def _want_over(self, rank: int) -> None:
+        self._overdue.discard(rank)
         if self._wanting.pop(rank, None) is not None:
             self._do(actions.StopTimer(_timer(rank)))
 
     def _timer_fired(self, event: events.TimerFired) -> None:
-        """A save waited too long: the tiers that hold its rank's slots are lagging from now on."""
-        for rank in self._wanting:
-            if _timer(rank) == event.timer and room.lacks_room(self._state, rank):
-                for tier in room.held_up_by(self._state, rank):
-                    self._state.tiers[tier].lagging = True
+        """A save waited too long: the tiers that hold its rank's slots are lagging, now or once something is whole."""
+        self._overdue |= {rank for rank in self._wanting if _timer(rank) == event.timer}
 
     def _room_wanted(self, event: events.RoomWanted) -> None:
         occupant = room.victim(self._state)
@@ -190,6 +190,10 @@ class NodeMachine:
         self._free_unneeded()
         for rank in room.ranks(self._state):
             self._make_room(rank)
+            if rank in self._overdue and room.lacks_room(self._state, rank):
+                for tier in room.held_up_by(self._state, rank):
+                    self._state.tiers[tier].lagging = True
+                self._make_room(rank)
         for checkpoint in self._state.steps.keys() - {o.checkpoint for o in self._state.occupants()}:
             del self._state.steps[checkpoint]
         self._show_tiers()

@@ -148,11 +148,9 @@ class RunMachine:
 
     def _reconfigured(self, event: events.Reconfigured) -> None:
         """A new launch brought other settings: what was under way to tiers that are gone is settled."""
-        ledger, known = self._ledger, self._ledger.books
-        ledger.rules, ledger.books = event.rules, books_of(event.rules, known)
         self._ending.idle_s = event.idle_s
-        gone = {name for name, old in known.items() if ledger.books.get(name) is not old}
-        for record in ledger.records.values():
+        gone = self._ledger.reconfigure(event.rules)
+        for record in self._ledger.records.values():
             for tier in [t for t in record.open_tiers if t in gone]:
                 error = NotDueError("the tier is no longer configured there", tier=tier, step=record.id.step)
                 self._p.close_tier(record, tier, TierState.DROPPED, error.to_dict())

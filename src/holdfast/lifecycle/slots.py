@@ -50,10 +50,11 @@ class Occupant:
     record: ImageRecord | None = None
     header: ImageHeader | None = None
     pins: int = 0
+    checkpoint: CheckpointId = field(init=False)
+    """Of the image; kept because every decision asks for it."""
 
-    @property
-    def checkpoint(self) -> CheckpointId:
-        return self.image.checkpoint
+    def __post_init__(self) -> None:
+        self.checkpoint = self.image.checkpoint
 
     @property
     def busy(self) -> bool:

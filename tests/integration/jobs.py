@@ -157,6 +157,49 @@ def forgets(tell: Tell, url: str, *, step: int) -> None:
     save.wait("memory", timeout_s=30)
 
 
+def left_by_one(tell: Tell, config: holdfast.Config, *, leaver: int, step: int, after_s: float) -> dict[str, Any]:
+    """One rank leaves its `with` by an exception, the others close: what was loaded, how it ended, in what time."""
+    rank = dist.get_rank()
+    told: dict[str, Any] = {"kind": "", "message": "", "hint": ""}
+    began = time.monotonic()
+    try:
+        with holdfast.Checkpointer(config) as ckpt:
+            told["found"] = ckpt.load({"x": torch.zeros(1000), "step": 0})
+            told["from"] = ckpt.last_load and ckpt.last_load.bytes_by_tier
+            save = ckpt.save(step, {"x": torch.full((1000,), float(step)), "step": step})
+            assert save is not None
+            save.wait("memory", timeout_s=30)
+            dist.barrier()
+            began = time.monotonic()
+            if rank == leaver:
+                time.sleep(after_s)
+                raise ZeroDivisionError
+    except HoldfastError as e:
+        told |= {"kind": e.kind, "message": e.message, "hint": e.hint}
+    except ZeroDivisionError:
+        told["kind"] = "left"
+    told["took_s"] = time.monotonic() - began
+    dist.barrier()
+    return told
+
+
+def closes_or_waits(tell: Tell, url: str, *, step: int) -> tuple[str, str]:
+    """Rank 0 closes, the others stay until killed; the error that rank 0 got."""
+    ckpt = holdfast.Checkpointer(url)
+    ckpt.load({"x": torch.zeros(1000)})
+    save = ckpt.save(step, {"x": torch.ones(1000)})
+    assert save is not None
+    save.wait("memory", timeout_s=30)
+    tell(step)
+    if dist.get_rank() > 0:
+        time.sleep(1000)
+    try:
+        ckpt.close()
+    except HoldfastError as e:
+        return e.kind, e.message
+    return "", ""
+
+
 def chained(tell: Tell, url: str) -> dict[str, Any]:
     """A handler that was there before is called too, and is back after close."""
     heard: list[int] = []

@@ -119,7 +119,7 @@ class Agent:
 
     def _watch_trainers(self) -> None:
         here = self.launches.anyone_alive
-        if self.trainers_here and not here and not self.launches.all_closed:
+        if self.trainers_here and not here and not self.closing.ended_well:
             log.info("every trainer is gone")
             # What they staged last may not have been told yet.
             self.poller.poll(self.settings.tiers)

@@ -113,6 +113,10 @@ class RunMachine:
         """What an end would wait for, in words; empty when nothing."""
         return self._ending.waiting_for()
 
+    def insecure(self) -> events.Error | None:
+        """Why the newest whole step is not durable and nothing goes on about it; None when there is no such step."""
+        return self._ending.insecure()
+
     # -- whose run it is ----------------------------------------------------------------------------------------------
     def _attempt_owned(self, event: events.AttemptOwned) -> None:
         """The run is ours: what was left behind is given up, what waited for the right to commit is committed."""

@@ -33,6 +33,7 @@ from holdfast.trainer.save import Save
 from holdfast.trainer.session import Session
 from holdfast.trainer.stopping import Stopping
 from holdfast.wire import messages
+from holdfast.wire.pages import LetGo
 
 _CLOSE_POLL_S = 5.0
 
@@ -174,7 +175,8 @@ class Checkpointer:
         """Wait, bounded, for due flushes, promote the newest whole step to a tier that outlives the node, and free the
         memory when every rank has closed. With `discard` nothing is waited for or promoted. Idempotent.
 
-        Raises: DeadlineError, TierError: the memory stays with the agent, which goes on trying.
+        Raises: DeadlineError, TierError: the memory stays with the agent, which goes on trying. RankGoneError when
+            another rank left without closing: what was due is flushed all the same, the memory stays for the restart.
         """
         if self._closed:
             return
@@ -182,10 +184,8 @@ class Checkpointer:
         self._stopping.uninstall()
         try:
             self._await_end(discard)
-            for handle in list(self._handles):
-                handle.keep_answer()
         finally:
-            self._let_go()
+            self._let_go(LetGo.CLOSED)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -210,11 +210,11 @@ class Checkpointer:
         if not self._closed:
             self._closed = True
             self._stopping.uninstall()
-            self._let_go()
+            self._let_go(LetGo.LEFT)
 
-    def _let_go(self) -> None:
+    def _let_go(self, how: LetGo) -> None:
         self._plan.forget()
-        self._session.detach()
+        self._session.detach(how)
 
     def _save(self, step: int, state: dict[str, Any], due: frozenset[str], began: float) -> Save:
         if self._attempt:
@@ -288,9 +288,11 @@ class Checkpointer:
         body = messages.Close(self._session.rank, discard, wait_s=_CLOSE_POLL_S)
         while True:
             answer = self._session.tell("/close", body, messages.ClosedAnswer)
-            if answer.error is not None:
-                raise from_dict(answer.error)
-            if answer.closed:
+            if answer.closed or answer.error is not None:
+                for handle in list(self._handles):
+                    handle.keep_answer()
+                if answer.error is not None:
+                    raise from_dict(answer.error)
                 return
             if time.monotonic() > deadline:
                 raise DeadlineError(

@@ -19,6 +19,7 @@ from holdfast.wire import messages
 from holdfast.wire.client import AgentClient, Attachment
 from holdfast.wire.pages import (
     PAGE_BYTES,
+    LetGo,
     MappedFile,
     RunPage,
     SlotPage,
@@ -311,12 +312,12 @@ class Session:
         slot.page.state = SlotState.FREE
 
     # -- the end ------------------------------------------------------------------------------------------------------
-    def detach(self) -> None:
+    def detach(self, how: LetGo = LetGo.LEFT) -> None:
         """Let go: memory stays with the agent. Idempotent."""
         if self._closing.is_set():
             return
         self._closing.set()
-        self.page.closed = 1
+        self.page.let_go = how
         self.attachment.close()
         if self._faulting is not None:
             self._faulting.join(timeout=30.0)

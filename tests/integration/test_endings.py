@@ -1,5 +1,6 @@
 """How a job's time with its agent ends: close, discard, promotion, leaving without a word, the next job."""
 
+import os
 import signal
 import time
 
@@ -11,7 +12,7 @@ from tests.integration import jobs, processes  # noqa: E402
 from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
-from holdfast.errors import HoldfastError  # noqa: E402
+from holdfast.errors import HoldfastError, RunBusyError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -183,6 +184,25 @@ def test_close_ends_promptly_when_another_rank_is_killed(place, forker):
     assert kind == "rank-gone"
     assert "rank 1" in message
     assert place.committed() == [(1, 3)]
+
+
+def test_another_arena_of_the_run_is_refused_while_trainers_are_attached_there_and_only_then(place, monkeypatch):
+    first = holdfast.Checkpointer(place.url)
+    first.load(filled(0))
+    due(first.save(1, filled(1))).wait("durable", timeout_s=30)
+    other_arena = place.arena_dir / "other"
+    other_arena.mkdir()
+    monkeypatch.setenv("HOLDFAST_ARENA_DIR", str(other_arena))
+    with holdfast.Checkpointer(place.url) as second:
+        assert second.load(filled(0)) == 1
+        with pytest.raises(RunBusyError) as caught:
+            second.save(2, filled(2))
+        assert str(os.getpid()) in caught.value.message
+        with pytest.raises(ZeroDivisionError), first:
+            raise ZeroDivisionError
+        assert len(processes.agents(place.arena_dir)) == 2, "the first agent stays, idle"
+        due(second.save(2, filled(2))).wait("durable", timeout_s=30)
+    assert place.committed() == [(1, 1), (2, 2)]
 
 
 def test_a_step_saved_right_before_close_is_there(place):

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from holdfast.config import Settings
-from holdfast.errors import HoldfastError, RunBusyError
+from holdfast.errors import AgentError, HoldfastError, RunBusyError
 from holdfast.format.image import read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
@@ -25,11 +26,12 @@ from holdfast.store import catalog as catalogs
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 from holdfast.tiers.wrappers import Retry
-from holdfast.wire.client import connect
+from holdfast.wire.client import AgentClient
 
 _STORE_THREADS = 4
 _FETCHES = 2
 _MANIFESTS_KEPT = 64
+_ASK_S = 5.0
 
 
 @dataclass(slots=True)
@@ -123,11 +125,11 @@ class Shelf:
         boot, _, path = newest.coordinator.partition(":")
         if boot != own_coordinator.partition(":")[0] or not os.path.exists(path):
             return
-        with contextlib.suppress(OSError):
-            connect(Path(path), 1.0).close()
+        attached = _attached_at(Path(path))
+        if attached:
             raise RunBusyError(
-                f"attempt {newest.attempt} of this run is coordinated at {path}, where an agent answers",
-                hint="end that job (or its agent: `holdfast agent URL --stop`) first, or use another run name",
+                f"attempt {newest.attempt} of this run is coordinated at {path}, where {attached}",
+                hint="end that job first, or use another run name",
             )
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -249,7 +251,20 @@ class Shelf:
             sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
     def close(self) -> None:
+        """Wait for what the pools still do, then let go of the tiers."""
         for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for tier in self.tiers.values():
             tier.close()
+
+
+def _attached_at(socket_path: Path) -> str:
+    """Who trains with the agent that answers there, in words; empty when nobody does, or no agent is there."""
+    try:
+        status: dict[str, Any] = AgentClient(socket_path).get("/status", dict, timeout_s=_ASK_S)
+    except AgentError:
+        return ""
+    except HoldfastError as e:
+        return e.message  # it lives and does not say: perhaps somebody trains
+    pids = [str(t["pid"]) for t in status.get("trainers", ()) if t["alive"]]
+    return f"process {', '.join(pids)} trains" if pids else ""

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,31 @@ def agreeing(tell: Tell, url: str, *, step: int) -> int | None:
         state["optim"].step()
         ckpt.save(step, state)
     return found
+
+
+def plain_values(tell: Tell, url: str, *, differ: bool) -> tuple[list[str], list[str]]:
+    """Unmarked plain values that differ by rank, or only look as if; what the first save warned of, and the second."""
+    rank = dist.get_rank() if differ else 0
+    names = {"a", "bc", "def"} if dist.get_rank() else {"def", "a", "bc"}
+    state: dict[str, Any] = {
+        "x": torch.ones(3),
+        "alike": 5,
+        "conf": {"nan": float("nan"), "rates": [0.5, 1.0 + rank], "late": rank, "names": names},
+        "mine": holdfast.per_rank(dist.get_rank()),
+        "at": rank,
+        "order": {"a": 1, "b": 2} if dist.get_rank() else {"b": 2, "a": 1},
+    }
+    said: list[list[str]] = []
+    with holdfast.Checkpointer(url) as ckpt:
+        ckpt.load(state)
+        for step in (1, 2):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                save = ckpt.save(step, state)
+            said.append([str(w.message) for w in caught])
+            assert save is not None
+            save.wait("memory", timeout_s=30)
+    return said[0], said[1]
 
 
 def own_values(tell: Tell, url: str) -> None:

@@ -261,10 +261,13 @@ class Checkpointer:
         with self._ranks.talk() as talk:
             talk.each(lambda: self._plan.follow(state))
             # Compared first: an attempt that saves nothing would only stand in front of what is there.
-            self._plan.settle(talk)
+            warning = self._plan.settle(talk)
             answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
         self._attempt = answer.attempt
         self._session.page.attempt = answer.attempt
+        if warning:
+            # Only now: a warning that is made an error must not leave the other ranks alone in a collective.
+            warnings.warn(warning, RuntimeWarning, stacklevel=4)
 
     def _report_background_errors(self) -> None:
         """Warn of what went wrong behind the loop since the last save; being superseded always raises."""

@@ -1,5 +1,6 @@
 """What a state may be made of: everything comes back as it was, in place."""
 
+import threading
 from collections import Counter, OrderedDict, defaultdict
 
 import pytest
@@ -11,6 +12,7 @@ from tests.integration.place import due  # noqa: E402
 
 import holdfast  # noqa: E402
 from holdfast.errors import StructureError, UnsupportedValueError  # noqa: E402
+from holdfast.wire.pages import populate  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -208,3 +210,23 @@ def test_structure_that_grows_in_mid_run_is_saved_right(place):
     assert torch.equal(again.weight, model.weight)
     assert torch.equal(other.state[again.weight]["exp_avg"], optimizer.state[model.weight]["exp_avg"])
     assert (got["ema"] == 4).all()
+
+
+def test_structure_that_grows_before_its_first_slots_are_mapped(place, monkeypatch):
+    """The arena may still be faulted when the state outgrows it: what was asked for counts, not what is mapped."""
+    go = threading.Event()
+
+    def late(buffer):
+        assert go.wait(30)
+        populate(buffer)
+
+    monkeypatch.setattr("holdfast.trainer.session.populate", late)
+    state = {"small": torch.zeros(16)}
+    with holdfast.Checkpointer(place.url) as ckpt:
+        ckpt.load(state)
+        state["large"] = torch.full((256, 1024), 3.0)
+        threading.Timer(0.5, go.set).start()
+        due(ckpt.save(1, state)).wait("durable", timeout_s=30)
+    got = {"small": torch.ones(16), "large": torch.zeros(256, 1024)}
+    assert loaded(place, got) == 1
+    assert (got["large"] == 3).all()

@@ -1,5 +1,7 @@
 """Attempts, restarts, retention and the end of a run."""
 
+import dataclasses
+
 import pytest
 from tests.property.lifecycle_world import ERROR, World, record_of, rules_of, tier
 
@@ -147,6 +149,24 @@ def test_images_flushed_before_a_restart_are_found_and_committed():
     world.work()
     assert committed(world) == [(1, 1)]
     assert world.status(1).memory == "gone"
+
+
+def test_a_committed_step_of_which_memory_has_a_part_is_settled_on_the_other_tiers():
+    """One node's slot was freed, and nobody will hear why: its agent died with the news."""
+    world = started(World(rules_of(nvme=1, s3=1), nodes=2))
+    world.save(1)
+    world.seal()
+    world.work(tier="nvme")
+    page = world.pages["n1", 0]
+    page.state, page.image, page.committed = "free", None, set()
+    world.restart_agents()
+    world.tell_node("n1", events.RankAt(1, CheckpointId(1, 2)))
+    world.work()
+    assert tier_states(world, 1) == {"nvme": "committed", "s3": "failed"}
+    assert world.status(1).memory == "gone"
+    assert world.status(1).settled
+    assert (1, 1) not in held(world)
+    assert not world.stores["s3"].images, "what no manifest will name is removed"
 
 
 def test_no_step_is_dropped_before_the_tiers_are_listed():
@@ -476,18 +496,56 @@ def test_out_of_grace():
     assert len(world.ended) == 1
 
 
+# other settings ------------------------------------------------------------------------------------------------------
+def reconfigured(world, rules, slot_wait_s=2.0, idle_s=900.0):
+    """A new launch brings other settings."""
+    world.rules = rules
+    for tell in (world.tell_run, lambda e: world.tell_node("n0", e)):
+        tell(events.Reconfigured(world.rules, slot_wait_s, idle_s))
+
+
 def test_a_tier_that_is_no_longer_configured_is_settled():
     world = started(World(rules_of(nvme=1, s3=1)))
     world.save(1)
     world.seal()
-    world.rules = world.rules[:2]
-    for tell in (world.tell_run, lambda e: world.tell_node("n0", e)):
-        tell(events.Reconfigured(world.rules))
+    reconfigured(world, world.rules[:2])
     world.work()
     assert tier_states(world, 1) == {"nvme": "committed", "s3": "dropped"}
     assert world.status(1).settled
 
 
+@pytest.mark.parametrize("state", ["flushing", "committing"])
+def test_what_went_to_the_old_place_of_a_tier_does_not_count_at_the_new_one(state):
+    world = started(World(rules_of(nvme=1, s3=1)))
+    world.save(1)
+    world.seal()
+    if state == "committing":
+        world.work(actions.Upload, tier="s3")
+    moved = dataclasses.replace(world.rules[2], url="file:///elsewhere")
+    reconfigured(world, (*world.rules[:2], moved))
+    world.work()
+    assert tier_states(world, 1) == {"nvme": "committed", "s3": "dropped"}
+    assert CheckpointId(1, 1) not in world.run.committed("s3")
+    world.save(2)
+    world.work()
+    assert tier_states(world, 2) == {"nvme": "committed", "s3": "committed"}
+
+
+def test_a_new_slot_wait_counts_from_the_next_save_that_waits():
+    world = started(World(rules_of(posix=1)))
+    reconfigured(world, world.rules, slot_wait_s=0.5)
+    world.tell_node("n0", events.SlotWanted(0, 1))
+    assert world.timers["n0", "slot-wait-0"] == 0.5
+
+
+def test_a_new_idle_time_counts_when_trainers_go():
+    world = started(World(rules_of(posix=1)))
+    reconfigured(world, world.rules, idle_s=5.0)
+    world.kill_trainers()
+    assert world.timers[None, "idle"] == 5.0
+
+
+# defects -------------------------------------------------------------------------------------------------------------
 def test_filling_a_slot_that_is_not_free_is_a_defect():
     world = started(World(rules_of(posix=1)))
     world.save(1)

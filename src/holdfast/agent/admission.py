@@ -74,8 +74,9 @@ class Admission:
             raise ConfigError("a launch of another run reached this agent", hint="this is a defect; please report it")
         if settings.tiers != agent.settings.tiers:
             agent.shelf.reconfigure(settings)
-            agent.executor.tell_run(events.Reconfigured(settings.tiers))
-            agent.executor.tell_node(events.Reconfigured(settings.tiers))
+        told = events.Reconfigured(settings.tiers, settings.slot_wait_s, settings.idle_s)
+        agent.executor.tell_run(told)
+        agent.executor.tell_node(told)
         agent.settings = settings
         agent.arena.budget_bytes = settings.arena_budget_bytes
         write_config(agent.root, settings)
@@ -100,11 +101,7 @@ class Admission:
         """
         agent = self._agent
         slots = agent.arena.deal(body.rank, agent.settings.slots_per_rank, body.image_bytes)
-        keep = {s.number for s in slots}
-        for slot in agent.arena.find(SlotState.FREE):
-            if slot.page.dealt_rank == body.rank and slot.number not in keep:
-                # Outgrown: too small for this rank's images now.
-                self._undeal(slot)
+        self._take_back(body.rank, keep={s.number for s in slots})
         # Free ones first, for the reason above.
         for slot in sorted(slots, key=lambda s: s.page.state != SlotState.FREE):
             if slot.ready:
@@ -112,6 +109,19 @@ class Admission:
             elif slot.number not in self._readying:
                 self._readying[slot.number] = asyncio.create_task(self._make_ready(slot, body.rank))
         return messages.PrepareAnswer([s.number for s in slots])
+
+    def _take_back(self, rank: int, keep: set[int]) -> None:
+        """What the rank outgrew is no room of its any more, whether it is free, in use or still being readied.
+
+        Else a free slot that is too small would look like room for the rank's next save, and nothing would yield to it.
+        """
+        for slot in self._agent.arena.slots.values():
+            if slot.number in keep:
+                continue
+            if slot.page.dealt_rank == rank:
+                self._undeal(slot)
+            if slot.reserved_for == rank:
+                slot.reserved_for = -1
 
     def _deal(self, slot: Slot, rank: int) -> None:
         slot.page.dealt_rank = rank
@@ -122,7 +132,8 @@ class Admission:
         agent = self._agent
         try:
             await asyncio.get_running_loop().run_in_executor(agent.shelf.faulting, agent.arena.make_ready, slot)
-            self._deal(slot, rank)
+            if slot.reserved_for == rank:
+                self._deal(slot, rank)
         except HoldfastError as e:
             agent.reported(e.to_dict())
             agent.arena.remove(slot)

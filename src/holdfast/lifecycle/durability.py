@@ -68,12 +68,13 @@ class Durability:
         """The step's manifest stands: what the tier need not keep any longer may go."""
         book = self._ledger.books.get(event.tier)
         record = self._ledger.records.get(event.checkpoint)
-        if record is not None:
-            self._p.mark_committed(record, event.tier)
-        if book is not None:
-            book.add(event.checkpoint)
-            self._retain(event.tier)
-            self._p.delete(event.tier)
+        if book is None or record is None or not is_committing(record, event.tier):
+            # The tier went, or is elsewhere now: what stands where it was is none of its business.
+            return
+        self._p.mark_committed(record, event.tier)
+        book.add(event.checkpoint)
+        self._retain(event.tier)
+        self._p.delete(event.tier)
 
     def commit_failed(self, event: events.CommitFailed) -> None:
         """The commit failed for good; the manifest may stand all the same, so nothing is swept."""

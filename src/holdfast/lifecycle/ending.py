@@ -42,7 +42,7 @@ class Ending:
     def __init__(self, progress: Progress, idle_s: float) -> None:
         self._p = progress
         self._ledger = progress.ledger
-        self._idle_s = idle_s
+        self.idle_s = idle_s
         self._goal = Goal.NONE
         self._tried: set[tuple[str, CheckpointId]] = set()
         self._ended = False
@@ -56,7 +56,7 @@ class Ending:
         self._p.drop_incomplete()
         if self._goal is Goal.NONE or (self._goal is Goal.CLOSING and self._failed):
             self._begin(Goal.DETACHED)
-            self._p.do(actions.StartTimer(IDLE, self._idle_s))
+            self._p.do(actions.StartTimer(IDLE, self.idle_s))
 
     def trainers_back(self) -> None:
         """A launch attached: nothing ends, unless the agent was told to."""
@@ -104,7 +104,7 @@ class Ending:
             self._idle_over = True
             if self._secure() is not None:
                 self._tried.clear()
-                self._p.do(actions.StartTimer(IDLE, self._idle_s))
+                self._p.do(actions.StartTimer(IDLE, self.idle_s))
 
     # -- after every event --------------------------------------------------------------------------------------------
     def settle(self) -> None:

@@ -2,7 +2,7 @@
 
 It decides what is sealed, flushed, skipped and freed here; what a step is worth for the run it is told by the run
 machine (`LineageChanged`, `BecameWhole`, `InDoubt`, `Committed`, `CancelFlush`, `Release`, `Forget`, `Promote`,
-`FreeAll`).
+`FreeAll`). occupants.py and flushes.py hold two of its concerns, slots.py what it knows, room.py how it chooses.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from holdfast.errors import CorruptError
 from holdfast.lifecycle import actions, events, room
 from holdfast.lifecycle.flushes import Flushes
+from holdfast.lifecycle.occupants import Occupants
 from holdfast.lifecycle.slots import (
     Flush,
     NodeState,
-    NodeStep,
     NodeTier,
     Occupant,
-    Slot,
     SlotState,
     SlotView,
     TierView,
     slot_view,
     tier_view,
 )
-from holdfast.model.identity import CheckpointId, ImageId
-from holdfast.model.image import ImageHeader, ImageRecord
+from holdfast.model.identity import CheckpointId
+from holdfast.model.image import ImageRecord
 from holdfast.model.place import TierRule
 
 
@@ -47,6 +45,7 @@ class NodeMachine:
         self._state = NodeState({}, {}, _tiers(rules, {}), _keep_last(rules))
         self._wanting: dict[int, int] = {}
         self._out: list[actions.NodeAction] = []
+        self._occupants = Occupants(node, self._state, self._do)
         self._flushes = Flushes(node, self._state, self._do)
         self._on: dict[type[Any], Callable[[Any], None]] = {
             events.TimerFired: self._timer_fired,
@@ -54,22 +53,22 @@ class NodeMachine:
             events.RankAt: self._tell,
             events.RankGaveUp: self._tell,
             events.RankGone: self._rank_gone,
-            events.Dealt: self._dealt,
-            events.Undealt: self._undealt,
-            events.Staged: self._staged,
-            events.Adopted: self._adopted,
-            events.Fetched: self._fetched,
-            events.OwnerGone: self._owner_gone,
+            events.Dealt: self._occupants.dealt,
+            events.Undealt: self._occupants.undealt,
+            events.Staged: self._occupants.staged,
+            events.Adopted: self._occupants.adopted,
+            events.Fetched: self._occupants.fetched,
+            events.OwnerGone: self._occupants.owner_gone,
             events.SlotWanted: self._slot_wanted,
             events.SlotWantOver: lambda e: self._want_over(e.rank),
             events.RoomWanted: self._room_wanted,
-            events.Pinned: self._pinned,
-            events.Unpinned: self._unpinned,
-            events.FoundBad: self._found_bad,
-            events.Sealed: self._sealed,
-            events.SealFailed: self._seal_failed,
-            events.Verified: self._sealed,
-            events.VerifyFailed: self._seal_failed,
+            events.Pinned: self._occupants.pinned,
+            events.Unpinned: self._occupants.unpinned,
+            events.FoundBad: self._occupants.found_bad,
+            events.Sealed: self._occupants.sealed,
+            events.SealFailed: self._occupants.seal_failed,
+            events.Verified: self._occupants.sealed,
+            events.VerifyFailed: self._occupants.seal_failed,
             events.Uploaded: self._flushes.uploaded,
             events.UploadFailed: self._flushes.failed,
             events.Resend: self._resend,
@@ -112,141 +111,6 @@ class NodeMachine:
         """The step this node protects."""
         return self._state.newest_whole()
 
-    # -- slots ---------------------------------------------------------------------------------------------------------
-    def _dealt(self, event: events.Dealt) -> None:
-        self._state.slots.setdefault(event.slot, Slot()).rank = event.rank
-
-    def _undealt(self, event: events.Undealt) -> None:
-        slot = self._state.slots.get(event.slot)
-        if slot is not None:
-            slot.rank = None
-            self._drop_slot_if_loose(event.slot)
-
-    def _drop_slot_if_loose(self, number: int) -> None:
-        slot = self._state.slots[number]
-        if slot.rank is None and slot.occupant is None:
-            del self._state.slots[number]
-
-    def _staged(self, event: events.Staged) -> None:
-        if self._occupy(event, SlotState.SEALING, frozenset()):
-            self._do(actions.Seal(event.slot))
-
-    def _adopted(self, event: events.Adopted) -> None:
-        if self._occupy(event, SlotState.VERIFYING, event.committed):
-            self._do(actions.Verify(event.slot))
-
-    def _occupy(self, event: events.Staged | events.Adopted, state: SlotState, committed: frozenset[str]) -> bool:
-        """Take note of an image; whether it is news. A slot told twice by a poll is not."""
-        return self._enter(
-            Occupant(
-                event.slot,
-                event.generation,
-                event.image,
-                event.image_count,
-                event.world_size,
-                event.due,
-                state,
-                {t: Flush.WAITING for t in event.due} | {t: Flush.COMMITTED for t in committed},
-            )
-        )
-
-    def _fetched(self, event: events.Fetched) -> None:
-        header = event.header
-        occupant = Occupant(
-            event.slot,
-            event.generation,
-            event.record.id,
-            header.image_count,
-            header.world_size,
-            frozenset(),
-            SlotState.HELD,
-            {t: Flush.COMMITTED for t in event.copies},
-            event.record,
-            header,
-            event.pins,
-        )
-        if self._enter(occupant):
-            self._state.steps[occupant.checkpoint].wanted = True
-            self._tell(events.MemoryReceipt(self.node, event.record, header))
-
-    def _enter(self, o: Occupant) -> bool:
-        slot = self._state.slots.setdefault(o.slot, Slot())
-        if slot.occupant is not None:
-            if slot.occupant.generation == o.generation:
-                return False
-            raise ValueError(f"slot {o.slot} holds {slot.occupant.image} and was filled with {o.image}")
-        step = self._state.steps.setdefault(o.checkpoint, NodeStep())
-        if self._state.abandoned(o.checkpoint):
-            self._state.forget(o.checkpoint)
-        step.committed |= {t for t, f in o.flushes.items() if f is Flush.COMMITTED}
-        off = step.off | step.committed if not step.forgotten else set(self._state.tiers)
-        o.flushes = {
-            t: Flush.COMMITTED if t in step.committed else f
-            for t, f in o.flushes.items()
-            if t in self._state.tiers and (f is not Flush.WAITING or t not in off)
-        }
-        slot.occupant = o
-        self._announce(o)
-        return True
-
-    def _announce(self, o: Occupant) -> None:
-        committed = frozenset(t for t, f in o.flushes.items() if f is Flush.COMMITTED)
-        self._tell(events.ImageStaged(self.node, o.image, o.image_count, o.world_size, o.due, committed))
-
-    def _owner_gone(self, event: events.OwnerGone) -> None:
-        slot = self._state.slots.get(event.slot)
-        if slot is None or slot.occupant is None:
-            self._do(actions.Free(event.slot, event.generation))
-
-    def _pinned(self, event: events.Pinned) -> None:
-        occupant = self._state.at(event.slot)
-        if occupant is None or occupant.state is not SlotState.HELD:
-            raise ValueError(f"slot {event.slot} holds no image to pin")
-        occupant.pins += 1
-
-    def _unpinned(self, event: events.Unpinned) -> None:
-        occupant = self._state.at(event.slot)
-        if occupant is None or occupant.pins == 0:
-            raise ValueError(f"slot {event.slot} is not pinned")
-        occupant.pins -= 1
-
-    def _free(self, occupant: Occupant) -> None:
-        self._do(actions.Free(occupant.slot, occupant.generation))
-        self._state.slots[occupant.slot].occupant = None
-        self._drop_slot_if_loose(occupant.slot)
-        if occupant.state is SlotState.HELD:
-            self._tell(events.MemoryGone(self.node, occupant.image))
-
-    # -- checksums -----------------------------------------------------------------------------------------------------
-    def _sealed(self, event: events.Sealed | events.Verified) -> None:
-        occupant = self._state.at(event.slot)
-        if occupant is None or occupant.state not in (SlotState.SEALING, SlotState.VERIFYING):
-            return
-        if not _agree(occupant, event.record, event.header):
-            self._bad(occupant, _mixed_up(occupant.image, event.header).to_dict())
-            return
-        if occupant.state is SlotState.SEALING:
-            self._do(actions.Hold(event.slot, occupant.generation, event.record.crc64nvme))
-        occupant.state, occupant.record, occupant.header = SlotState.HELD, event.record, event.header
-        self._tell(events.MemoryReceipt(self.node, event.record, event.header))
-
-    def _seal_failed(self, event: events.SealFailed | events.VerifyFailed) -> None:
-        occupant = self._state.at(event.slot)
-        if occupant is not None and occupant.state in (SlotState.SEALING, SlotState.VERIFYING):
-            self._bad(occupant, event.error)
-
-    def _found_bad(self, event: events.FoundBad) -> None:
-        occupant = self._state.at(event.slot)
-        if occupant is not None and occupant.state is SlotState.HELD:
-            self._bad(occupant, event.error)
-
-    def _bad(self, occupant: Occupant, error: events.Error) -> None:
-        occupant.state = SlotState.BAD
-        occupant.cancel_all()
-        # At once: until the run machine says so too, nothing older may be freed for its sake.
-        self._state.steps[occupant.checkpoint].whole = False
-        self._tell(events.ImageFailed(self.node, occupant.image, error))
-
     # -- waiting saves -------------------------------------------------------------------------------------------------
     def _slot_wanted(self, event: events.SlotWanted) -> None:
         self._wanting[event.rank] = event.step
@@ -276,7 +140,7 @@ class NodeMachine:
     def _resend(self, event: events.Resend) -> None:
         self._tell(events.TellsAnew(self.node))
         for o in self._state.occupants():
-            self._announce(o)
+            self._occupants.announce(o)
             if o.state is SlotState.HELD and o.record is not None and o.header is not None:
                 self._tell(events.MemoryReceipt(self.node, o.record, o.header))
             for tier, flush in sorted(o.flushes.items()):
@@ -311,11 +175,14 @@ class NodeMachine:
             self._state.forget(checkpoint)
 
     def _reconfigured(self, event: events.Reconfigured) -> None:
-        self._state.tiers = _tiers(event.rules, self._state.tiers)
+        self._slot_wait_s = event.slot_wait_s
+        known = self._state.tiers
+        self._state.tiers = _tiers(event.rules, known)
         self._state.keep_last = _keep_last(event.rules)
-        for occupant in self._state.occupants():
-            for tier in [t for t in occupant.flushes if t not in self._state.tiers]:
-                occupant.cancel(tier)
+        for name in [n for n, old in known.items() if self._state.tiers.get(n) is not old]:
+            for checkpoint, step in self._state.steps.items():
+                self._state.cancel(name, checkpoint)
+                step.committed.discard(name)
 
     # -- after every event ---------------------------------------------------------------------------------------------
     def _settle(self) -> None:
@@ -329,7 +196,7 @@ class NodeMachine:
 
     def _free_unneeded(self) -> None:
         for occupant in room.unneeded(self._state):
-            self._free(occupant)
+            self._occupants.free(occupant)
 
     def _make_room(self, rank: int) -> None:
         """Keep a slot free ahead of the rank's next save."""
@@ -356,16 +223,6 @@ class NodeMachine:
 
     def _do(self, action: actions.NodeAction) -> None:
         self._out.append(action)
-
-
-def _agree(occupant: Occupant, record: ImageRecord, header: ImageHeader) -> bool:
-    """Whether page, record and header speak of the same image: images of two attempts never form a checkpoint."""
-    said = (header.id, header.world_size, header.image_count, record.id)
-    return said == (occupant.image, occupant.world_size, occupant.image_count, occupant.image)
-
-
-def _mixed_up(image: ImageId, header: ImageHeader) -> CorruptError:
-    return CorruptError(f"the slot of {image} holds {header.id} of {header.world_size} ranks", step=image.step)
 
 
 def _tiers(rules: Sequence[TierRule], known: dict[str, NodeTier]) -> dict[str, NodeTier]:

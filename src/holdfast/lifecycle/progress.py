@@ -100,20 +100,26 @@ class Progress:
         """Drop the step if some rank will never stage its part; close it on tiers that can never get an image of it."""
         missing = self.ledger.missing_rank(record, rank) if record.forming else None
         if missing is not None and self.ledger.stands(record.id):
-            self._leave_to_tiers(record)
+            self._leave_to_tiers(record, missing)
         elif missing is not None:
             self.drop(record, f"rank {missing} has no image of it")
         for tier in record.open_tiers:
             image = self.ledger.unreachable(record, tier, rank)
             if image is not None:
-                error = StepLostError(f"the memory of {image} was freed before", tier=tier, step=record.id.step)
-                self.close_tier(record, tier, TierState.FAILED, error.to_dict())
+                self._fail_for_want(record, tier, str(image))
 
-    def _leave_to_tiers(self, record: StepRecord) -> None:
-        """A committed step of which memory has only a part: it exists, but not here."""
+    def _leave_to_tiers(self, record: StepRecord, missing: int) -> None:
+        """A committed step of which memory has only a part: it stands where it stands, and comes to no other tier."""
         record.lost = "gone"
+        for tier in record.open_tiers:
+            self._fail_for_want(record, tier, f"the image of rank {missing}")
         self.to_nodes(events.Release(record.id))
         self.changed(record)
+
+    def _fail_for_want(self, record: StepRecord, tier: str, image: str) -> None:
+        """A tier can never get this image."""
+        error = StepLostError(f"the memory of {image} was freed before", tier=tier, step=record.id.step)
+        self.close_tier(record, tier, TierState.FAILED, error.to_dict())
 
     def drop(self, record: StepRecord, why: str) -> None:
         """The step can never be whole: give it up on all ranks."""

@@ -151,11 +151,12 @@ class RunMachine:
                     self._p.close_tier(record, tier, TierState.FAILED, error)
 
     def _reconfigured(self, event: events.Reconfigured) -> None:
-        """A new launch brought other tiers: what was under way to those that are gone is settled."""
-        ledger = self._ledger
-        ledger.rules, ledger.books = event.rules, books_of(event.rules, ledger.books)
+        """A new launch brought other settings: what was under way to tiers that are gone is settled."""
+        ledger, known = self._ledger, self._ledger.books
+        ledger.rules, ledger.books = event.rules, books_of(event.rules, known)
+        self._ending.idle_s = event.idle_s
+        gone = {name for name, old in known.items() if ledger.books.get(name) is not old}
         for record in ledger.records.values():
-            for tier in [t for t in record.tiers if t not in ledger.books]:
-                if tier in record.open_tiers:
-                    error = NotDueError("the tier is no longer configured", tier=tier, step=record.id.step)
-                    self._p.close_tier(record, tier, TierState.DROPPED, error.to_dict())
+            for tier in gone.intersection(record.open_tiers):
+                error = NotDueError("the tier is no longer configured there", tier=tier, step=record.id.step)
+                self._p.close_tier(record, tier, TierState.DROPPED, error.to_dict())

@@ -259,9 +259,13 @@ class Session:
         return found
 
     def _grow(self, image_bytes: int) -> None:
-        """Ask for larger slots when none of ours could ever hold the image."""
-        known = [self._slots[n].capacity_bytes for n in self._mine if n in self._slots]
-        if not self._mine or (len(known) == len(self._mine) and max(known) < image_bytes):
+        """Ask for larger slots, unless some slot of ours is known to hold such an image once it is free.
+
+        What was asked for counts, not what is mapped: the slots of the last answer may still be under way.
+        """
+        known = (self._slots[n].capacity_bytes for n in self._mine if n in self._slots)
+        asked_bytes = self._asked.image_bytes if self._asked is not None else -1
+        if image_bytes > max(asked_bytes, *known, -1):
             try:
                 self.prepare(image_bytes)
             except CapacityError as e:

@@ -27,9 +27,10 @@ class Job:
     """What one life does.
 
     `file_every_steps` is for the file tier, where it differs. `load_step` None loads the newest. `steps` are trained
-    (the next step number goes on from the one loaded). `end` is close, exit (without a word), raise (out of the `with`
-    block), linger (until killed), durable (train on until some step is durable, wait for the last one, close) or told
-    (linger until the file `go` exists, then close). Another `script` than the training one gets `args`.
+    (the next step number goes on from the one loaded). `end` is close, exit (without a word), whole (exit once all steps
+    are whole in memory), raise (out of the `with` block), linger (until killed), durable (train on until some step is
+    durable, wait for the last one, close) or told (linger until the file `go` exists, then close). A `script` other than
+    the training one gets `args`.
     """
 
     url: str
@@ -91,7 +92,9 @@ def _train(job: Job, log: Log) -> None:
     while job.end == "linger" or (job.end == "told" and not os.path.exists(job.go)):
         last.look()
         time.sleep(_LINGER_POLL_S)
-    if job.end != "exit":
+    if job.end == "whole":
+        last.settle("memory")
+    elif job.end != "exit":
         if job.end == "durable":
             last.settle()
         checkpointer.close()
@@ -160,10 +163,10 @@ class Watch:
     def add(self, save: Save) -> None:
         self._open += [(save, "memory"), (save, "durable")]
 
-    def look(self, timeout_s: float = 0.0) -> None:
+    def look(self, timeout_s: float = 0.0, at: tuple[str, ...] = ("memory", "durable")) -> None:
         from holdfast.errors import DeadlineError, HoldfastError, NotDueError
 
-        for save, what in list(self._open):
+        for save, what in [(s, w) for s, w in self._open if w in at]:
             try:
                 save.wait(what, timeout_s=timeout_s)
                 self._log(what, step=save.step, attempt=save.attempt)
@@ -176,8 +179,8 @@ class Watch:
                 self._log("ended", what=what, step=save.step, attempt=save.attempt, kind=e.kind, text=e.message)
             self._open.remove((save, what))
 
-    def settle(self) -> None:
-        self.look(timeout_s=30.0)
+    def settle(self, *at: str) -> None:
+        self.look(30.0, at or ("memory", "durable"))
 
 
 # The state ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""What a new launch changes in an agent that is already there."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from holdfast.agent.admission import Admission
+from holdfast.agent.agent import Agent
+from holdfast.config import Config, Settings, TierConfig
+from holdfast.errors import ConfigError
+from holdfast.lifecycle import events
+
+
+def settings(*urls: str, **more: Any) -> Settings:
+    tiers = tuple(TierConfig(url) for url in urls or ("memory:", "/data/run7"))
+    return Config(tiers=tiers, **more).resolve({})
+
+
+class Told:
+    """An agent of these settings that notes what its machines and its shelf are told."""
+
+    def __init__(self, root, of):
+        self.run: list[events.RunEvent] = []
+        self.node: list[events.NodeEvent] = []
+        self.tiers: list[Settings] = []
+        self.agent = SimpleNamespace(
+            settings=of,
+            root=root,
+            arena=SimpleNamespace(budget_bytes=0),
+            shelf=SimpleNamespace(reconfigure=self.tiers.append),
+            executor=SimpleNamespace(tell_run=self.run.append, tell_node=self.node.append),
+        )
+
+    def bring(self, new):
+        Admission(cast(Agent, self.agent))._reconfigure(new)
+
+
+def test_both_machines_hear_of_new_waits(tmp_path):
+    told = Told(tmp_path, settings())
+    new = settings(slot_wait_s=0.5, idle_s=5)
+    told.bring(new)
+    assert told.run == told.node == [events.Reconfigured(new.tiers, 0.5, 5.0)]
+    assert told.tiers == [], "the tiers are the same"
+    assert told.agent.settings is new
+
+
+def test_both_machines_and_the_shelf_hear_of_new_tiers(tmp_path):
+    told = Told(tmp_path, settings())
+    new = settings("memory:", "/data/run7", "/mnt/slow")
+    told.bring(new)
+    assert told.run == told.node == [events.Reconfigured(new.tiers, 2.0, 900.0)]
+    assert told.tiers == [new]
+
+
+def test_the_same_settings_are_no_news(tmp_path):
+    told = Told(tmp_path, settings())
+    told.bring(settings())
+    assert told.run == told.node == []
+
+
+def test_another_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="another run"):
+        Told(tmp_path, settings()).bring(settings("memory:", "/data/run8"))

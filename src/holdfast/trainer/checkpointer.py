@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
 import warnings
@@ -221,16 +220,15 @@ class Checkpointer:
             self._plan.follow(state)
         else:
             self._claim(state)
-        slot = self._session.take(step, self._plan.image_bytes)
+        # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
+        # ranks wait for this one.
+        patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
+        slot = self._session.take(step, self._plan.image_bytes, patience_s=patience_s)
         page = self._session.page
         self._last_step = step
         if slot is None:
             page.given_up_step = step
-            error = StepDroppedError(
-                "no slot came free in time, so this step was dropped",
-                hint="a tier is too slow for its every_steps: save less often there, or raise HOLDFAST_SLOT_WAIT_S",
-                step=step,
-            )
+            error = _dropped(step, patience_s)
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             return self._handle(step, due, began, error)
         try:
@@ -279,8 +277,8 @@ class Checkpointer:
             )
         if run.errors <= self._errors_seen:
             return
-        with contextlib.suppress(HoldfastError):
-            news = self._session.ask("/errors", messages.ErrorList, query={"since": self._errors_seen})
+        news = self._session.glance("/errors", messages.ErrorList, query={"since": self._errors_seen})
+        if news is not None:
             self._errors_seen = news.last
             for error in news.errors:
                 warnings.warn(str(from_dict(error)), RuntimeWarning, stacklevel=4)
@@ -322,6 +320,20 @@ def _attach_all(talk: Talk, settings: Settings, launch: str) -> Session:
             session.detach()
         raise
     return made[0]
+
+
+def _dropped(step: int, patience_s: float) -> StepDroppedError:
+    if not patience_s:
+        return StepDroppedError(
+            "no slot came free in time, so this step was dropped",
+            hint="a tier is too slow for its every_steps: save less often there, or raise HOLDFAST_SLOT_WAIT_S",
+            step=step,
+        )
+    return StepDroppedError(
+        f"no slot came free in {patience_s:g} s for the last step before the stop: training stops without saving it",
+        hint="a restart loads the step before; look at the agent's log for a tier that hangs",
+        step=step,
+    )
 
 
 def _order_error(step: int, last: int, attempt: int) -> HoldfastError:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,6 +36,9 @@ _CALL_TRIES = 4
 _DEAL_POLL_S = 0.02
 _JOIN_POLL_S = 0.02
 _SLOT_POLL_S = 0.0005
+_RESPAWN_S = 5.0
+_QUIET = 10
+"""Training leaves an agent alone that did not answer within `slot_wait_s`: for so many times as long."""
 
 
 @dataclass(slots=True)
@@ -75,8 +78,10 @@ class Session:
         self._closing = threading.Event()
         self._fault_error: HoldfastError | None = None
         self._reviving_until = 0.0
+        self._quiet_until = 0.0
+        self._owes_prepare = False
         self._pages: list[MappedFile] = []
-        self._join(self._attach)
+        self._join(lambda client: self._attach(client, self._patience_s))
 
     # -- the attachment -----------------------------------------------------------------------------------------------
     def _join(self, attach: Callable[[AgentClient], None]) -> None:
@@ -91,7 +96,13 @@ class Session:
                     raise
                 time.sleep(_JOIN_POLL_S)
 
-    def _attach(self, client: AgentClient) -> None:
+    @property
+    def _patience_s(self) -> float:
+        """How long an attachment may take where nothing else is to be done."""
+        return self.settings.busy_wait_s + _CALL_S
+
+    def _attach(self, client: AgentClient, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
         pid = os.getpid()
         launch = messages.Launch(
             launch=self.launch,
@@ -102,48 +113,82 @@ class Session:
             protocol=messages.PROTOCOL,
             settings=msgspec.to_builtins(self.settings),
         )
-        answer = client.post("/launch", launch, messages.LaunchAnswer, timeout_s=self.settings.busy_wait_s + _CALL_S)
+        answer = client.post("/launch", launch, messages.LaunchAnswer, timeout_s=limit_s)
         arena = self.settings.arena
         pages = [MappedFile(arena / answer.trainer_page), MappedFile(arena / answer.run_page)]
-        self.attachment = Attachment(arena / SOCKET, self.rank, _CALL_S)
+        try:
+            self.attachment = Attachment(arena / SOCKET, self.rank, _left_s(deadline))
+        except HoldfastError:
+            for file in pages:
+                file.close()
+            raise
         self.client = client
         self.page = TrainerPage(pages[0].buffer)
         self.run_page = RunPage(pages[1].buffer)
         self._pages += pages
 
     def ensure(self) -> bool:
-        """Look whether the agent lives; if not, start another and attach as soon as it answers. Never waits long.
+        """Look whether the agent lives; if not, start another and attach as soon as it answers.
+
+        Training waits for this: `slot_wait_s` at most, for an agent that is there and does not answer; and then no
+        more for ten times as long.
 
         Returns: whether an agent is attached now.
         """
-        if self.attachment.alive:
+        if self.attachment.alive and not self._owes_prepare:
             return True
         now = time.monotonic()
-        if now >= self._reviving_until:
-            self._reviving_until = now + 5.0
+        if now < self._quiet_until:
+            return False
+        if not self.attachment.alive and now >= self._reviving_until:
+            self._reviving_until = now + _RESPAWN_S
             spawn_agent(self.settings)
-        with contextlib.suppress(HoldfastError):
-            self._reattach()
+        with self._in_training():
+            self._reattach(self.settings.slot_wait_s)
             return True
         return False
+
+    @contextlib.contextmanager
+    def _in_training(self) -> Iterator[None]:
+        """What fails here does not matter to training; what took its whole time is left alone for a while."""
+        try:
+            yield
+        except DeadlineError:
+            self._quiet_until = time.monotonic() + _QUIET * self.settings.slot_wait_s
+        except HoldfastError:
+            pass
 
     def revive(self) -> None:
         """Like `ensure`, waiting for the new agent. Raises: DeadlineError; ClosedError after `detach`."""
         if self.closed:
             raise ClosedError("this Checkpointer is closed", hint="look with `holdfast ls URL`, or make a new one")
-        if not self.attachment.alive:
-            self._join(lambda client: self._reattach())
+        if not self.attachment.alive or self._owes_prepare:
+            self._join(lambda client: self._reattach(self._patience_s))
 
-    def _reattach(self) -> None:
+    def _reattach(self, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        if not self.attachment.alive:
+            self._attach_anew(limit_s)
+        if (asked := self._asked) is not None:
+            # The agent before may have died with slots not dealt yet; this one does not know who asked for them.
+            self._owes_prepare = True
+            try:
+                answer = self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=_left_s(deadline))
+            except CapacityError:
+                self._owes_prepare = False
+                raise
+            self._dealt(asked, answer)
+
+    def _attach_anew(self, limit_s: float) -> None:
         # The words that only this process knows must survive the new page.
         old = self.page
-        current, saves, stall_ns = old.current_step, old.saves, old.stall_ns
+        current, waiting, saves, stall_ns = old.current_step, old.waiting_step, old.saves, old.stall_ns
         attempt, signal = old.attempt, old.stop_signal
         old_files, self._pages = self._pages, []
         old_pages = (old, self.run_page)
         self.attachment.close()
         try:
-            self._attach(AgentClient(self.settings.arena / SOCKET))
+            self._attach(AgentClient(self.settings.arena / SOCKET), limit_s)
         except HoldfastError:
             self._pages = old_files
             raise
@@ -152,14 +197,11 @@ class Session:
         for file in old_files:
             file.close()
         self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
-        self.page.attempt, self.page.stop_signal = attempt, signal
+        self.page.attempt, self.page.stop_signal, self.page.waiting_step = attempt, signal, waiting
         with self._mapping:
             # The agent before may have freed the memory: what we still map of it is nobody's.
             for number in [n for n, slot in self._slots.items() if slot.file.stale]:
                 del self._slots[number]
-        if (asked := self._asked) is not None:
-            # The agent before may have died with slots not dealt yet; this one does not know who asked for them.
-            self._dealt(asked, self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=_CALL_S))
 
     @property
     def closed(self) -> bool:
@@ -169,6 +211,13 @@ class Session:
     def ask(self, path: str, answer: type[T], *, timeout_s: float = _CALL_S, query: dict[str, object]) -> T:
         """A GET that survives the agent's death: its successor is asked."""
         return self._survive(lambda: self.client.get(path, answer, timeout_s=timeout_s, **query))
+
+    def glance(self, path: str, answer: type[T], *, query: dict[str, object]) -> T | None:
+        """A GET from within training: None when the agent does not answer within `slot_wait_s`, or did not lately."""
+        if time.monotonic() >= self._quiet_until:
+            with self._in_training():
+                return self.client.get(path, answer, timeout_s=self.settings.slot_wait_s, **query)
+        return None
 
     def tell(self, path: str, body: object, answer: type[T], *, timeout_s: float = _CALL_S) -> T:
         """A POST that survives the agent's death. Every POST of the protocol may be said twice."""
@@ -197,7 +246,7 @@ class Session:
         self._dealt(body, self.tell("/prepare", body, messages.PrepareAnswer))
 
     def _dealt(self, asked: messages.Prepare, answer: messages.PrepareAnswer) -> None:
-        self._asked, self._mine = asked, answer.slots
+        self._asked, self._mine, self._owes_prepare = asked, answer.slots, False
         self._fault_error = None
         if self._faulting is None or not self._faulting.is_alive():
             self._faulting = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
@@ -232,15 +281,18 @@ class Session:
                 self._slots[number] = TrainerSlot(number, file, SlotPage(file.buffer))
             return self._slots[number]
 
-    def take(self, step: int, image_bytes: int) -> TrainerSlot | None:
+    def take(self, step: int, image_bytes: int, *, patience_s: float = 0.0) -> TrainerSlot | None:
         """A free slot of ours, now FILLING; None when none came free in time (the step is then dropped).
+
+        Args:
+            patience_s: wait so long for one, if that is longer than usual, through the death of an agent, too.
 
         Raises: CapacityError when the image outgrew every slot and no larger one fits.
         """
         slot = self._free(image_bytes)
         if slot is None:
             self._grow(image_bytes)
-            slot = self._wait_free(step, image_bytes)
+            slot = self._wait_free(step, image_bytes, patience_s)
         if slot is not None:
             self._begin(slot)
         return slot
@@ -273,18 +325,19 @@ class Session:
                 e.message = f"the image of rank {self.rank} is {size} now and outgrew its slots: {e.message}"
                 raise
 
-    def _wait_free(self, step: int, image_bytes: int) -> TrainerSlot | None:
+    def _wait_free(self, step: int, image_bytes: int, patience_s: float) -> TrainerSlot | None:
         self.page.waiting_step = step
         try:
-            return self._poll(lambda: self._free(image_bytes))
+            return self._poll(lambda: self._free(image_bytes), patience_s)
         finally:
             self.page.waiting_step = -1
 
-    def _poll(self, look: Callable[[], TrainerSlot | None]) -> TrainerSlot | None:
+    def _poll(self, look: Callable[[], TrainerSlot | None], patience_s: float) -> TrainerSlot | None:
         """Twice `slot_wait_s` (the second half is the agent's, after it marked tiers lagging); until then the
         preparation of the arena has its own, longer, limit."""
         began = time.monotonic()
-        deadline = began + 2 * self.settings.slot_wait_s
+        limit_s = max(2 * self.settings.slot_wait_s, patience_s)
+        deadline = began + limit_s
         while True:
             slot = look()
             if slot is not None:
@@ -294,15 +347,18 @@ class Session:
             now = time.monotonic()
             preparing = not any(n in self._slots and self._slots[n].page.dealt_rank == self.rank for n in self._mine)
             if preparing:
-                deadline = now + 2 * self.settings.slot_wait_s
+                deadline = now + limit_s
                 if now - began > self.settings.prepare_timeout_s:
                     raise DeadlineError(
                         f"no slot of the arena was ready after {self.settings.prepare_timeout_s:g} s",
                         hint=f"look into {self.settings.arena / 'agent.log'}",
                     )
-            if now > deadline or not self.attachment.alive:
+            alive = self.attachment.alive
+            if now > deadline or not (alive or patience_s):
                 return None
-            time.sleep(_SLOT_POLL_S)
+            if not alive:
+                self.ensure()
+            time.sleep(_SLOT_POLL_S if alive else _JOIN_POLL_S)
 
     def _begin(self, slot: TrainerSlot) -> None:
         """free -> filling: who fills goes first, so that the agent can tell a dead filler."""
@@ -332,3 +388,8 @@ class Session:
             page.release()
         for file in self._pages:
             file.close()
+
+
+def _left_s(deadline: float) -> float:
+    """What is left until then, and at least a moment: nothing can be asked in no time."""
+    return max(0.01, deadline - time.monotonic())

@@ -63,7 +63,7 @@ class Agent:
         """Map what an earlier agent left, build the machines, look at the tiers."""
         settings = self.settings
         self.arena = Arena(self.root, settings.arena_budget_bytes)
-        self.shelf = Shelf(settings)
+        self.shelf = Shelf(settings, self.root)
         self.executor = Executor(
             arena=self.arena,
             shelf=self.shelf,

@@ -94,12 +94,23 @@ class Ownership:
         try:
             for tier, checkpoint in await agent.in_thread(agent.shelf.roll_forward):
                 log.info("rolled %s forward on %s", checkpoint, tier)
-            in_flight = {s.checkpoint for s in agent.executor.run.steps()}
-            await agent.in_thread(agent.shelf.tidy, in_flight)
+            await agent.in_thread(agent.shelf.sweep_uploads)
         except HoldfastError as e:
             self.maybe_superseded(e)
             agent.reported(e.to_dict())
         await self.read_catalogs()
+        await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Not before every node has told what it holds: a step of which one still flushes its part is in flight."""
+        run, shelf = self._agent.executor.run, self._agent.shelf
+        if not run.told:
+            return
+        try:
+            await self._agent.in_thread(shelf.tidy, {s.checkpoint for s in run.steps()})
+        except HoldfastError as e:
+            self.maybe_superseded(e)
+            self._agent.reported(e.to_dict())
 
     async def read_catalogs(self) -> None:
         """List every tier; one that cannot be listed is reported, and listed again after the next claim."""

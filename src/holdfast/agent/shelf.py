@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ from holdfast.model.manifest import Manifest
 from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, sweep
 from holdfast.store import catalog as catalogs
 from holdfast.tiers import open_tier
-from holdfast.tiers.contract import Tier
+from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry
 from holdfast.wire.client import AgentClient
 
@@ -54,9 +55,10 @@ class Shelf:
     Threads: any; each method blocks.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, arena: Path) -> None:
         self._settings = settings
-        self._nonce = uuid.uuid4().hex[:12]
+        self._arena = _arena_id(arena)
+        self._name = f"{self._arena}.{uuid.uuid4().hex[:12]}"
         self.owner = 0
         self.tiers: dict[str, Tier] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
@@ -72,7 +74,7 @@ class Shelf:
     def _open(self) -> None:
         for rule in self._settings.tiers:
             if not rule.is_memory and rule.name not in self.tiers:
-                opened = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=f"0.{self._nonce}")
+                opened = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
                 tier = Retry(opened)
                 self.tiers[rule.name] = tier
                 threads = tier.capabilities.concurrency
@@ -243,10 +245,18 @@ class Shelf:
         plan = sweep.SweepPlan(tuple(images), 0)
         sweep.execute_sweep(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
 
-    def tidy(self, in_flight: Collection[CheckpointId]) -> None:
-        """Remove what dead agents left: temporary files, images of old steps that no manifest and no flight names."""
+    def sweep_uploads(self) -> None:
+        """Remove unfinished uploads whose agent is surely dead.
+
+        That is every other agent of this arena, whose lock we hold. Of other arenas and nodes only time tells.
+        """
         for _, tier in self._shelved():
-            tier.sweep()
+            tier.sweep(owner_prefix=f"{self._arena}.")
+            tier.sweep(untouched_s=ABANDONED_S)
+
+    def tidy(self, in_flight: Collection[CheckpointId]) -> None:
+        """Remove images of old steps that no manifest and no flight of any node names."""
+        for _, tier in self._shelved():
             plan = sweep.plan_sweep(catalogs.read_catalog(tier), in_flight=in_flight)
             sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
@@ -256,6 +266,12 @@ class Shelf:
             pool.shutdown(wait=True, cancel_futures=True)
         for tier in self.tiers.values():
             tier.close()
+
+
+def _arena_id(arena: Path) -> str:
+    """Tells arenas apart, on one node and on several. Two containers may have a path in common, not its file system."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{boot}:{arena.stat().st_dev}:{arena}".encode()).hexdigest()[:12]
 
 
 def _attached_at(socket_path: Path) -> str:

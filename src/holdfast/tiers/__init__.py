@@ -25,7 +25,7 @@ def open_tier(
     """The tier a URL names.
 
     Args:
-        owner: `{attempt}.{agent nonce}`, how this process's temporary objects are known to a successor.
+        owner: `{arena}.{agent nonce}`, how this process's temporary objects are known to a successor.
         scope: None: memory is the node's, everything else shared.
         slots: where a memory tier keeps images; None: on the heap of this process.
         create: create the last component of a path and check that it can be written; false for readers.

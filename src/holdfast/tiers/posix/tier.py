@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import stat
@@ -42,7 +43,8 @@ class PosixTier:
     Threads: any.
 
     Args:
-        owner: begins the names of temporary files, so that a successor can `sweep` exactly those.
+        owner: begins the names of temporary files, so that a successor can `sweep` exactly those. No two that live at
+            one time have the same.
         direct: go past the page cache (O_DIRECT) where address, offset, length and file system allow.
         create: create the last component of `root`, and find out now whether it can be written.
         fsync: a test's place to count, delay, fail or skip every fsync; nothing else calls for one.
@@ -152,20 +154,32 @@ class PosixTier:
                 with contextlib.suppress(FileNotFoundError):
                     self._directories.sync_upwards(os.path.join(self.root, directory).rstrip("/"))
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
-        """Remove temporary files; those of this object's own unfinished uploads stay."""
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
+        """Remove temporary files. By name, not by what is open here: an upload has its file before it is known."""
         removed = 0
         directory = os.path.join(self.root, TEMPORARY)
         with translated(self.name, None, self.root):
             names = os.listdir(directory) if os.path.isdir(directory) else []
+            before = self._now(directory) - untouched_s if untouched_s and names else math.inf
             for name in names:
                 path = os.path.join(directory, name)
-                if path in self._live or not name.startswith(owner_prefix or ""):
+                if name.startswith(f"{self.owner}-") or not name.startswith(owner_prefix or ""):
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                    removed += 1
+                    if os.stat(path).st_mtime < before:
+                        os.unlink(path)
+                        removed += 1
         return removed
+
+    def _now(self, directory: str) -> float:
+        """The time on the clock that stamps files there, which may be a server's."""
+        path = os.path.join(directory, f"{self.owner}-clock-{secrets.token_hex(8)}")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            return os.fstat(fd).st_mtime
+        finally:
+            os.close(fd)
+            os.unlink(path)
 
     def close(self) -> None:
         """Abort unfinished uploads: their descriptors and temporary files go."""

@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from tests.property.lifecycle_world import ERROR, World, record_of, rules_of, tier
+from tests.property.lifecycle_things import ERROR, record_of, rules_of, tier
+from tests.property.lifecycle_world import World
 
 from holdfast.lifecycle import actions, events
 from holdfast.model.identity import CheckpointId
@@ -121,7 +122,7 @@ def test_a_new_agent_seals_what_was_only_staged():
     world = started(World(rules_of(posix=1)))
     world.save(1)
     world.restart_agents()
-    assert [type(t.action) for t in world.tasks] == [actions.Seal]
+    assert [type(t.action) for t in world.tasks] == [actions.Seal, actions.Upload]
     world.work()
     assert committed(world) == [(1, 1)]
 
@@ -167,6 +168,19 @@ def test_a_committed_step_of_which_memory_has_a_part_is_settled_on_the_other_tie
     assert world.status(1).settled
     assert (1, 1) not in held(world)
     assert not world.stores["s3"].images, "what no manifest will name is removed"
+
+
+def test_a_step_found_complete_where_it_cannot_be_committed_is_settled():
+    """Nothing of it is in memory and no tier goes on with it: an end must not wait for it to become whole."""
+    world = started(World(rules_of(posix=1)))
+    world.save(1)
+    world.work(actions.Seal, actions.CheckWhole, actions.Upload)
+    world.pages["n0", 0].state, world.pages["n0", 0].image = "free", None
+    world.superseded = True
+    world.restart_agents()
+    world.work()
+    assert world.status(1).settled
+    assert committed(world) == []
 
 
 def test_no_step_is_dropped_before_the_tiers_are_listed():
@@ -478,7 +492,7 @@ def test_sigterm_promotes_the_newest_ahead_of_all_else():
     world.tell_run(events.TermSignal(25.0))
     assert world.timers[None, "grace"] == 25.0
     world.done(next(world.find(actions.Upload)))
-    assert [t.action.record.id.step for t in world.find(actions.Upload)] == [11], "before step 10"
+    assert [t.action.image.step for t in world.find(actions.Upload)] == [11], "before step 10"
     world.done(next(world.find(actions.Upload)))
     world.work(actions.Commit)
     assert world.ended == [actions.Ended("terminated", None, free=False)]

@@ -1,6 +1,7 @@
 """A save from staged to committed, and what slow tiers, drops and failures make of it."""
 
-from tests.property.lifecycle_world import ERROR, World, rules_of
+from tests.property.lifecycle_things import ERROR, record_of, rules_of
+from tests.property.lifecycle_world import World
 
 from holdfast.lifecycle import actions, events
 from holdfast.model.identity import CheckpointId
@@ -16,14 +17,14 @@ def tier_states(world, step):
 
 
 def uploads(world, tier):
-    return [t.action.record.id.step for t in world.find(actions.Upload, tier=tier)]
+    return [t.action.image.step for t in world.find(actions.Upload, tier=tier)]
 
 
 def test_a_save_becomes_whole_then_committed():
     world = started(World(rules_of(posix=1), nodes=2))
     assert world.save(1)
     assert world.status(1).memory == "staged"
-    assert tier_states(world, 1) == {"posix": "waiting"}
+    assert tier_states(world, 1) == {"posix": "flushing"}, "while it is sealed"
     world.seal()
     assert world.status(1).memory == "whole"
     assert tier_states(world, 1) == {"posix": "flushing"}
@@ -222,6 +223,19 @@ def test_an_image_that_is_none_fails_its_step():
     world.work()
     assert all(p.state == "free" for p in world.pages.values())
     assert ERROR in world.reports
+    assert not world.stores["posix"].manifests
+    assert world.nodes["n0"].tiers()[0].degraded is None, "no fault of the tier"
+
+
+def test_an_image_is_flushed_while_it_is_sealed_and_stands_only_afterwards():
+    world = started(World(rules_of(posix=1)))
+    world.save(1)
+    (flush,) = world.find(actions.Upload)
+    assert flush.action.record is None, "its checksum is not known yet"
+    world.done(flush)
+    assert not list(world.find(actions.Seal)), "the flush waited for it"
+    world.work()
+    assert tier_states(world, 1) == {"posix": "committed"}
 
 
 def test_a_header_of_another_attempt_fails_the_image():
@@ -236,8 +250,6 @@ def test_a_header_of_another_attempt_fails_the_image():
 
 
 def record(world):
-    from tests.property.lifecycle_world import record_of
-
     return record_of(next(iter(world.images_of(CheckpointId(1, 1)))))
 
 

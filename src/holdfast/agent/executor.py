@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from holdfast.agent.arena import Arena
-from holdfast.agent.images import Headers, check_image, seal_image
+from holdfast.agent.images import Headers, check_image, final_while_sealed, seal_image
 from holdfast.agent.poller import image_id
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import AgentError, HoldfastError
@@ -22,7 +22,7 @@ from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
 from holdfast.model.identity import CheckpointId
-from holdfast.model.image import ImageRecord
+from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.wire.pages import SlotState, barrier
 
 log = logging.getLogger("holdfast.agent")
@@ -68,6 +68,8 @@ class Executor:
         self._headers = Headers()
         self._loop = asyncio.get_running_loop()
         self._sealers = ThreadPoolExecutor(_SEALERS, thread_name_prefix="holdfast-seal")
+        self._sealing: dict[int, Future[ImageRecord]] = {}
+        """Of slots being sealed; done once the machine was told, so that no image appears on a tier before."""
         self._queue: deque[tuple[bool, Any]] = deque()
         self._draining = False
         self._timers: dict[tuple[bool, str], asyncio.TimerHandle] = {}
@@ -173,12 +175,21 @@ class Executor:
     def _seal(self, action: actions.Seal) -> None:
         slot = self._arena.slots[action.slot]
         image, expected = slot.image, image_id(slot)
+        self._sealing[action.slot] = Future()
         self._offload(
             self._sealers,
             lambda: seal_image(image, expected, self._headers),
-            lambda r: self.tell_node(events.Sealed(action.slot, *r)),
-            lambda e: self.tell_node(events.SealFailed(action.slot, e.to_dict())),
+            lambda r: self._sealed(action.slot, *r),
+            lambda e: self._seal_failed(action.slot, e),
         )
+
+    def _sealed(self, slot: int, record: ImageRecord, header: ImageHeader) -> None:
+        self.tell_node(events.Sealed(slot, record, header))
+        self._sealing.pop(slot).set_result(record)
+
+    def _seal_failed(self, slot: int, error: HoldfastError) -> None:
+        self.tell_node(events.SealFailed(slot, error.to_dict()))
+        self._sealing.pop(slot).set_exception(error)
 
     def _verify(self, action: actions.Verify) -> None:
         slot = self._arena.slots[action.slot]
@@ -210,10 +221,20 @@ class Executor:
             slot.page.state = SlotState.FREE
 
     def _upload(self, action: actions.Upload) -> None:
-        image = self._arena.slots[action.slot].image
+        image, record = self._arena.slots[action.slot].image, action.record
+        sealing = self._sealing.get(action.slot)
+
+        def upload() -> None:
+            if record is not None:
+                final_bytes, sealed = len(image), lambda: record
+            else:
+                assert sealing is not None, "an image without record is being sealed"
+                final_bytes, sealed = final_while_sealed(image, self._headers), sealing.result
+            self._shelf.upload(action.tier, action.image, image, final_bytes=final_bytes, sealed=sealed)
+
         self._offload(
             self._shelf.uploads(action.tier),
-            lambda: self._shelf.upload(action.tier, action.record, image),
+            upload,
             lambda _: self.tell_node(events.Uploaded(action.tier, action.slot)),
             lambda e: self.tell_node(events.UploadFailed(action.tier, action.slot, e.to_dict())),
         )

@@ -61,6 +61,14 @@ def seal_image(image: memoryview, expected: ImageId, headers: Headers) -> tuple[
     return ImageRecord(header.id, header.size_bytes, crc), header
 
 
+def final_while_sealed(image: memoryview, headers: Headers) -> int:
+    """How many bytes from the front of a staged image sealing leaves alone."""
+    try:
+        return headers.read(image).layout.table_start
+    except CorruptError:
+        return 0  # no image: sealing will say so
+
+
 def check_image(image: memoryview, expected: ImageId, headers: Headers) -> tuple[ImageRecord, ImageHeader]:
     """Prove every byte of a held image against its own table: never recompute it, that would launder a flipped bit.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.lifecycle.events import Error, FromNode, FromRun
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 
 
@@ -71,11 +71,16 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Flush a held image to a tier: `Uploaded` or `UploadFailed`. The slot stays until then."""
+    """Flush an image to a tier: `Uploaded` or `UploadFailed`. The slot stays until then.
+
+    Without a record the image is still being sealed: what lies before its block table may be written meanwhile, but it
+    may appear on the tier only after `Sealed` was told, and never after `SealFailed`.
+    """
 
     tier: str
     slot: int
-    record: ImageRecord
+    image: ImageId
+    record: ImageRecord | None
 
 
 @dataclass(frozen=True, slots=True)

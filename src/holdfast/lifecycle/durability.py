@@ -44,7 +44,6 @@ class Durability:
         progress.images.add(event.image)
         if progress.state not in OPEN:
             self._p.sweep_remains(record, event.tier)
-            return
         self._p.advance(record)
         self._p.changed(record)
 

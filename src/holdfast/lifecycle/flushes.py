@@ -46,7 +46,7 @@ class Flushes:
         if self._end(occupant, event.tier):
             self._state.cancel(event.tier, occupant.checkpoint)
             self._tell(events.FlushFailed(self._node, event.tier, occupant.image, event.error))
-        if event.tier in self._state.tiers:
+        if event.tier in self._state.tiers and occupant.state is not SlotState.BAD:
             self._state.tiers[event.tier].degraded = event.error
 
     def _end(self, occupant: Occupant, tier: str) -> bool:
@@ -111,9 +111,9 @@ class Flushes:
             tier.last_begun = self._begun
             self._tell(events.FlushBegun(self._node, name, checkpoint))
         for occupant in self._state.occupants(checkpoint):
-            if occupant.state is SlotState.HELD and name in occupant.waiting and occupant.record is not None:
+            if occupant.flushable and name in occupant.waiting:
                 occupant.flushes[name] = Flush.RUNNING
-                self._do(actions.Upload(name, occupant.slot, occupant.record))
+                self._do(actions.Upload(name, occupant.slot, occupant.image, occupant.record))
 
     def _skip_older(self, tier: str, newest: CheckpointId) -> None:
         """What a lagging tier has not begun gives way to the newer step it begins."""

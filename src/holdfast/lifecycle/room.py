@@ -83,7 +83,7 @@ def next_step(state: NodeState, tier: NodeTier) -> CheckpointId | None:
     One step at a time; an urgent one first, then what has begun, then the oldest; when lagging, the newest.
     """
     name = tier.rule.name
-    ready = {o.checkpoint for o in state.occupants() if o.state is SlotState.HELD and name in o.waiting}
+    ready = {o.checkpoint for o in state.occupants() if o.flushable and name in o.waiting}
     running = {o.checkpoint for o in state.occupants() if o.flushes.get(name) in RUNNING}
     if running:
         return next(iter(sorted(ready & running)), None)

@@ -162,6 +162,6 @@ class RunMachine:
         self._ending.idle_s = event.idle_s
         gone = {name for name, old in known.items() if ledger.books.get(name) is not old}
         for record in ledger.records.values():
-            for tier in gone.intersection(record.open_tiers):
+            for tier in [t for t in record.open_tiers if t in gone]:
                 error = NotDueError("the tier is no longer configured there", tier=tier, step=record.id.step)
                 self._p.close_tier(record, tier, TierState.DROPPED, error.to_dict())

@@ -62,6 +62,11 @@ class Occupant:
         return computing or self.pins > 0 or any(f in RUNNING for f in self.flushes.values())
 
     @property
+    def flushable(self) -> bool:
+        """Its flush may begin: what was just staged is flushed while it is sealed, what is adopted is proven first."""
+        return self.state in (SlotState.HELD, SlotState.SEALING)
+
+    @property
     def waiting(self) -> set[str]:
         """Tiers that are still to get the image."""
         return {t for t, f in self.flushes.items() if f is Flush.WAITING}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from holdfast.errors import AlreadyExistsError, CorruptError, NotFoundError
 from holdfast.format import names
+from holdfast.model.identity import ImageId
 from holdfast.model.image import ImageRecord
 from holdfast.store.blocks import Progress, no_progress
 from holdfast.store.parts import run_parts
@@ -36,24 +38,64 @@ def flush_image(
 
     Raises: CorruptError when other bytes stand under the key; TierError. A failed flush leaves nothing on the tier.
     """
-    key = names.image_key(record.id)
     if len(buffer) != record.size_bytes:
         raise ValueError(f"a buffer of {len(buffer)} bytes for an image of {record.size_bytes}")
+    return flush_while_sealed(
+        tier,
+        record.id,
+        buffer,
+        pool,
+        final_bytes=len(buffer),
+        sealed=lambda: record,
+        progress=progress,
+        replace=replace,
+    )
+
+
+def flush_while_sealed(  # noqa: PLR0913  flush_image, in two steps
+    tier: Tier,
+    image: ImageId,
+    buffer: Buffer,
+    pool: Executor,
+    *,
+    final_bytes: int,
+    sealed: Callable[[], ImageRecord],
+    progress: Progress = no_progress,
+    replace: bool = False,
+) -> bool:
+    """Like `flush_image`, for an image whose block table is still being filled: the table goes last.
+
+    Args:
+        final_bytes: how much from the front will not change any more.
+        sealed: waits for the table; its error ends the flush, and nothing appears on the tier.
+    """
+    key = names.image_key(image)
     if not replace and _stands(tier, key):
-        _prove(tier, record)
+        _prove(tier, sealed())
         return False
     try:
-        _upload(tier, key, buffer, pool, progress, replace)
+        _upload(tier, key, buffer, pool, progress, replace, final_bytes=final_bytes, sealed=sealed)
     except AlreadyExistsError:
-        _prove(tier, record)
+        _prove(tier, sealed())
         return False
     if replace:
-        release(tier, record.id)
+        release(tier, image)
     return True
 
 
-def _upload(tier: Tier, key: str, buffer: Buffer, pool: Executor, progress: Progress, replace: bool) -> None:
+def _upload(  # noqa: PLR0913
+    tier: Tier,
+    key: str,
+    buffer: Buffer,
+    pool: Executor,
+    progress: Progress,
+    replace: bool,
+    *,
+    final_bytes: int,
+    sealed: Callable[[], ImageRecord],
+) -> None:
     part_bytes = tier.capabilities.part_bytes
+    early = final_bytes - final_bytes % part_bytes
     upload = tier.upload(key, len(buffer))
 
     def part(begin: int) -> None:
@@ -62,7 +104,9 @@ def _upload(tier: Tier, key: str, buffer: Buffer, pool: Executor, progress: Prog
         progress(len(data))
 
     try:
-        run_parts(pool, part, range(0, len(buffer), part_bytes))
+        run_parts(pool, part, range(0, early, part_bytes))
+        sealed()
+        run_parts(pool, part, range(early, len(buffer), part_bytes))
         upload.publish(if_absent=not replace)
     except BaseException:
         upload.abort()

@@ -27,10 +27,11 @@ class Job:
     """What one life does.
 
     `file_every_steps` is for the file tier, where it differs. `load_step` None loads the newest. `steps` are trained
-    (the next step number goes on from the one loaded). `end` is close, exit (without a word), whole (exit once all steps
-    are whole in memory), raise (out of the `with` block), linger (until killed), durable (train on until some step is
-    durable, wait for the last one, close) or told (linger until the file `go` exists, then close). A `script` other than
-    the training one gets `args`.
+    (the next step number goes on from the one loaded). A `script` other than the training one gets `args`.
+
+    `end` is close, exit (without a word), whole (exit once every step is whole in memory), raise (out of the `with`
+    block), linger (until killed), durable (train on until some step is durable, wait for the last, close) or told
+    (linger until the file `go` exists, then close).
     """
 
     url: str

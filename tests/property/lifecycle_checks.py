@@ -1,0 +1,166 @@
+"""What the two machines must never do, asserted with every action, and what must be true between any two events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from holdfast.lifecycle import actions
+from holdfast.lifecycle.node import NodeMachine
+from holdfast.lifecycle.slots import SlotView
+from holdfast.model.identity import CheckpointId
+
+if TYPE_CHECKING:
+    from tests.property.lifecycle_place import Place
+
+
+class Checks:
+    """Judges by what the world knows of slots and tiers; asks a machine only for what it shows."""
+
+    def __init__(self, world: Place) -> None:
+        self._world = world
+        self._of: dict[type, Any] = {
+            actions.Free: self._free,
+            actions.Upload: self._upload,
+            actions.CheckWhole: self._check_whole,
+            actions.Commit: self._commit,
+            actions.Prune: self._prune,
+            actions.Sweep: self._sweep,
+            actions.Ended: self._ended,
+        }
+
+    def action(self, owner: str | None, action: Any) -> None:
+        """Before it is performed."""
+        check = self._of.get(type(action))
+        if check is not None:
+            check(owner, action)
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+    def _free(self, node: str, action: actions.Free) -> None:
+        world = self._world
+        page = world.pages[node, action.slot]
+        assert page.state != "free", "freed twice"
+        assert page.state != "filling" or not page.filler_alive, "freed under a live filler"
+        assert page.pins == 0, "freed under a reader"
+        assert not world.work_on(node, action.slot), "freed while in use"
+        if page.image is not None and page.state == "held" and not page.bad:
+            self._free_held(node, page.image.checkpoint)
+
+    def _free_held(self, node: str, step: CheckpointId) -> None:
+        world = self._world
+        if step in world.excused:
+            return
+        durable = any(c >= step and c in world.lineage for s in world.configured.values() for c in s.manifests)
+        assert durable or step != world.newest_whole(), f"freed the only copy of {step}"
+        # Of an attempt just claimed a node has yet to hear; trainers go on only when every node has.
+        yields = durable and not any(r.is_memory for r in world.rules)
+        assert yields or step != world.newest_whole(world.heard[node]), f"freed the newest whole step {step}"
+
+    def _upload(self, node: str, action: actions.Upload) -> None:
+        world = self._world
+        page = world.pages[node, action.slot]
+        assert page.state == ("held" if action.record is not None else "staged"), "flushed what nobody seals"
+        assert page.image == action.image
+        running = [t for t in world.tasks if t.owner == node and isinstance(t.action, actions.Upload)]
+        mine = [t.action.image for t in running if t.action.tier == action.tier]
+        assert action.image not in mine, "flushed twice at once"
+        assert {i.checkpoint for i in mine} <= {action.image.checkpoint}, "two steps at once"
+
+    # -- tiers --------------------------------------------------------------------------------------------------------
+    def _check_whole(self, owner: str | None, action: actions.CheckWhole) -> None:
+        assert {i.record.id.checkpoint for i in action.images} == {action.checkpoint}, "mixed attempts or steps"
+
+    def _commit(self, owner: str | None, action: actions.Commit) -> None:
+        world = self._world
+        images = {i.record.id for i in action.images}
+        step, store = action.checkpoint, world.stores[action.tier]
+        assert {i.checkpoint for i in images} == {step}, "mixed attempts or steps"
+        assert images == world.images_of(step), "committed what is not complete"
+        assert images <= store.images, "committed before all images stand there"
+        assert step in world.checked, "committed unchecked"
+        assert step in world.lineage, "committed what was abandoned"
+        assert step not in store.tombstones, "committed what is being deleted"
+        assert not world.superseded, "committed after being superseded"
+        assert not self._committing(action.tier, step), "committed twice at once"
+
+    def _prune(self, owner: str | None, action: actions.Prune) -> None:
+        world = self._world
+        store = world.stores[action.tier]
+        assert not self._deleting(action.tier), "two deletions at once"
+        assert not world.superseded, "pruned after being superseded"
+        for step in action.checkpoints:
+            assert step not in world.loading, "pruned under a load"
+            assert not self._committing(action.tier, step), "pruned while committing"
+            newest = max((c for c in store.manifests if c in world.lineage), default=None)
+            assert step != newest or step in world.asked | store.tombstones, "retention removed the newest"
+
+    def _sweep(self, owner: str | None, action: actions.Sweep) -> None:
+        assert not self._deleting(action.tier), "two deletions at once"
+        for step in action.checkpoints:
+            assert step not in self._world.stores[action.tier].manifests, "swept images under a manifest"
+            assert not self._committing(action.tier, step), "swept while committing"
+
+    def _committing(self, tier: str, step: CheckpointId) -> bool:
+        return any(self._world.find(actions.Commit, tier=tier, checkpoint=step))
+
+    def _deleting(self, tier: str) -> bool:
+        return any(self._world.find(actions.Prune, tier=tier)) or any(self._world.find(actions.Sweep, tier=tier))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+    def _ended(self, owner: str | None, action: actions.Ended) -> None:
+        world = self._world
+        newest = world.newest_whole()
+        if action.free and newest is not None and newest not in world.excused and not world.superseded:
+            assert any(newest in s.manifests for s in world.stores.values()), "let go of the only copy"
+
+    # -- between any two events ---------------------------------------------------------------------------------------
+    def always(self) -> None:
+        """What tiers show is sound; no slow tier holds what a save needs; nothing lies about that nobody wants."""
+        for name, store in self._world.stores.items():
+            for step, images in store.manifests.items():
+                broken = step in store.tombstones or images <= store.images
+                assert broken, f"{name} shows {step} without its images"
+        for rank, node in self._world.node_of.items():
+            if node in self._world.names:
+                self._room(node, rank)
+        if not self._world.channels():
+            self._nothing_left_over()
+
+    def _room(self, node: str, rank: int) -> None:
+        machine = self._world.nodes[node]
+        lagging = {t.name for t in machine.tiers() if t.lagging}
+        newest = machine.newest_whole()
+        views = [v for v in machine.slots() if v.rank == rank]
+        if sum(v.image is None for v in views) >= self._world.image_count or newest is None:
+            return
+        for v in views:
+            if v.image is None or v.image.checkpoint >= newest or v.state != "held" or v.pins:
+                continue
+            held_by = {t for t, f in v.flushes.items() if f in ("waiting", "running", "cancelled")}
+            assert held_by, f"{v.image} idles in a slot that rank {rank} needs"
+            if not self._only_waits(machine, v):
+                continue
+            assert not held_by <= lagging, f"lagging {held_by} hold a slot that rank {rank} needs"
+            assert (node, rank) not in self._world.waited_long, f"{held_by} hold a slot that rank {rank} waits for"
+
+    def _only_waits(self, machine: NodeMachine, view: SlotView) -> bool:
+        """Whether no tier has begun what it still has to do for the image."""
+        assert view.image is not None
+        moving = {t: f for t, f in view.flushes.items() if f in ("waiting", "running", "cancelled")}
+        begun = any(self._begun(machine, t, view.image.checkpoint) for t in moving)
+        return all(f == "waiting" for f in moving.values()) and not begun
+
+    def _begun(self, machine: NodeMachine, tier: str, step: CheckpointId) -> bool:
+        same = [v for v in machine.slots() if v.image is not None and v.image.checkpoint == step]
+        if any(v.flushes.get(tier) in ("running", "uploaded", "cancelled") for v in same):
+            return True
+        # An image may have been flushed and freed already.
+        return any(i.checkpoint == step for i in self._world.stores[tier].images)
+
+    def _nothing_left_over(self) -> None:
+        """Once everybody has heard everything, nothing dropped or failed stays in a slot that nobody uses."""
+        for key, page in self._world.pages.items():
+            if page.image is None or page.state != "held" or page.pins or self._world.work_on(*key):
+                continue
+            status = self._world.run.status(page.image.checkpoint)
+            gone = status is not None and status.memory in ("dropped", "failed")
+            assert not gone, f"{page.image} stays, though its step was {status.memory if status else ''}"

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.agent.arena import Slot
 from holdfast.agent.images import Headers, check_image
+from holdfast.agent.readers import Readers
 from holdfast.errors import CapacityError, HoldfastError, LoadError, NotFoundError
 from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId
@@ -47,8 +49,7 @@ class Loading:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._headers = Headers()
-        self._pins: dict[int, list[int]] = {}
-        self._reading: dict[int, CheckpointId] = {}
+        self._readers = Readers(agent.executor)
         self._bad: set[tuple[str, ImageId]] = set()
         self._fetching: dict[ImageId, asyncio.Task[str]] = {}
 
@@ -139,31 +140,49 @@ class Loading:
 
         Raises: LoadError naming every copy that was tried; CapacityError.
         """
-        checkpoint = body.checkpoint
-        if body.rank not in self._reading:
-            self._reading[body.rank] = checkpoint
-            self._agent.executor.tell_run(events.LoadBegun(checkpoint))
+        self._readers.begin(body.rank, body.checkpoint)
+        try:
+            return messages.FetchAnswer(await self._fetch_all(body.checkpoint, body.rank))
+        except BaseException:
+            if self._readers.reads(body.rank, body.checkpoint):
+                self._readers.end(body.rank)
+            raise
+
+    async def _fetch_all(self, checkpoint: CheckpointId, rank: int) -> list[messages.FetchedImage]:
         view = await self._agent.in_thread(self._agent.shelf.view)
         candidate = await self._candidate(checkpoint, self._in_memory(), view.committed.get(checkpoint, []))
-        tasks = [self._one(body.rank, record, candidate.tiers) for _, record in sorted(candidate.images.items())]
-        return messages.FetchAnswer(list(await asyncio.gather(*tasks)))
+        records = [record for _, record in sorted(candidate.images.items())]
+        tasks = [asyncio.create_task(self._one(rank, record, candidate.tiers)) for record in records]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            # Where one failed, none of the others may pin anything any more; what they wait for comes all the same.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, rank: int, record: ImageRecord, tiers: list[str]) -> messages.FetchedImage:
         """An image in a slot, pinned for `rank`: where it is, or fetched once however many ranks ask."""
         source = MEMORY
         while True:
+            if not self._readers.reads(rank, record.id.checkpoint):
+                raise LoadError(f"rank {rank} gave the load of {record.id.checkpoint} up", step=record.id.step)
             for number, held in self._agent.executor.held().items():
                 if held == record:
                     # Found and pinned without giving up the loop: it cannot be freed in between.
-                    self._agent.executor.tell_node(events.Pinned(number))
-                    self._pins.setdefault(rank, []).append(number)
+                    self._readers.pin(rank, number)
                     generation = self._agent.arena.slots[number].page.generation
                     return messages.FetchedImage(record.id, number, generation, record.size_bytes, source)
             if record.id not in self._fetching:
                 task = asyncio.create_task(self._fetch(rank, record, tiers))
                 self._fetching[record.id] = task
-                task.add_done_callback(lambda _: self._fetching.pop(record.id, None))
+                task.add_done_callback(partial(self._fetched, record.id))
             source = await asyncio.shield(self._fetching[record.id])
+
+    def _fetched(self, image: ImageId, task: asyncio.Task[str]) -> None:
+        self._fetching.pop(image, None)
+        if not task.cancelled():
+            task.exception()  # else asyncio complains where nobody waits for it any more
 
     async def _fetch(self, rank: int, record: ImageRecord, tiers: list[str]) -> str:
         """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
@@ -174,11 +193,13 @@ class Loading:
                 header = await asyncio.get_running_loop().run_in_executor(
                     self._agent.shelf.fetches, self._read, tier, record, slot
                 )
-            except HoldfastError as e:
+            except Exception as e:
+                slot.page.state = SlotState.FREE
+                if not isinstance(e, HoldfastError):
+                    raise
                 errors.append(f"{tier}: {e.message}")
                 self._bad.add((tier, record.id))
                 self._agent.reported(e.to_dict())
-                slot.page.state = SlotState.FREE
                 continue
             self._hold(rank, slot, record, header, frozenset(tiers))
             log.info("fetched %s from %s", record.id, tier)
@@ -202,13 +223,17 @@ class Loading:
         slot.page.generation += 1
         slot.page.state = SlotState.FILLING
         if not slot.ready:
-            await loop.run_in_executor(self._agent.shelf.faulting, self._agent.arena.make_ready, slot)
+            try:
+                await loop.run_in_executor(self._agent.shelf.faulting, self._agent.arena.make_ready, slot)
+            except HoldfastError:
+                self._agent.arena.remove(slot)
+                raise
         return slot
 
     def _borrow(self, size_bytes: int) -> bool:
         """Take a free slot back from a rank that is loading: it waits for us and saves nothing meanwhile."""
         for slot in self._agent.arena.find(SlotState.FREE):
-            if slot.page.dealt_rank in self._reading and slot.capacity_bytes >= size_bytes:
+            if self._readers.is_loading(slot.page.dealt_rank) and slot.capacity_bytes >= size_bytes:
                 slot.page.dealt_rank = -1
                 self._agent.executor.tell_node(events.Undealt(slot.number))
                 return True
@@ -230,19 +255,15 @@ class Loading:
         page.committed_mask = sum(self._agent.mask_of(t) for t in tiers)
         barrier()
         page.state = SlotState.HELD
-        pins = int(rank in self._reading)
+        pins = int(self._readers.reads(rank, image.checkpoint))
         if pins:
-            self._pins.setdefault(rank, []).append(slot.number)
+            self._readers.note(rank, slot.number)
         self._agent.executor.tell_node(events.Fetched(slot.number, page.generation, record, header, tiers, pins))
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
     def unpin(self, rank: int) -> None:
         """A rank's load is over, or the rank is gone."""
-        for slot in self._pins.pop(rank, []):
-            self._agent.executor.tell_node(events.Unpinned(slot))
-        checkpoint = self._reading.pop(rank, None)
-        if checkpoint is not None:
-            self._agent.executor.tell_run(events.LoadEnded(checkpoint))
+        self._readers.end(rank)
 
     async def unpinned(self, body: messages.Unpin) -> messages.Ok:
         """A rank says that its load is over."""
@@ -251,8 +272,7 @@ class Loading:
 
     def forget(self) -> None:
         """A new launch: what the old ranks were reading, and what they found bad on tiers, is over."""
-        for rank in list(self._reading):
-            self.unpin(rank)
+        self._readers.end_all()
         self._bad.clear()
 
     async def bad_image(self, body: messages.BadImage) -> messages.Ok:
@@ -261,9 +281,6 @@ class Loading:
         if slot is None:
             raise NotFoundError(f"slot {body.slot}", hint="it was freed already")
         error = LoadError(f"{body.id} in memory: {body.reason}", step=body.id.step).to_dict()
-        for rank, slots in self._pins.items():
-            for _ in range(slots.count(body.slot)):
-                self._agent.executor.tell_node(events.Unpinned(body.slot))
-            self._pins[rank] = [s for s in slots if s != body.slot]
+        self._readers.drop(body.slot)
         self._agent.executor.tell_node(events.FoundBad(body.slot, error))
         return messages.Ok()

@@ -82,6 +82,14 @@ def test_plain_values_that_differ_by_rank_are_warned_of_once_with_the_path(place
         assert second == [], "steady saves compare nothing"
 
 
+def test_ranks_that_do_not_share_an_arena_are_refused_at_once(place, forker):
+    for kind, message, took_s in processes.start(forker, 2, jobs.arena_of_its_own, place.url).values():
+        assert kind == "usage"
+        assert "rank 1" in message
+        assert took_s < 20
+    assert not processes.agents(place.arena_dir)
+
+
 def test_plain_values_that_are_alike_are_not_warned_of(place, forker):
     assert processes.start(forker, 2, jobs.plain_values, place.url, differ=False).values() == [([], [])] * 2
 

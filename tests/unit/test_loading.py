@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from holdfast.errors import LoadError
 from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageRecord
+from holdfast.wire import messages
 
 OLD, NEW = CheckpointId(1, 10), CheckpointId(1, 20)
 
@@ -24,9 +26,9 @@ class Executor:
     """Notes pins and loads instead of telling the machines; `in_slots` is what memory holds."""
 
     def __init__(self):
-        self.in_slots = {}
-        self.pins = Counter()
-        self.loads = Counter()
+        self.in_slots: dict[int, ImageRecord] = {}
+        self.pins: Counter[int] = Counter()
+        self.loads: Counter[CheckpointId] = Counter()
 
     def held(self):
         return dict(self.in_slots)
@@ -50,7 +52,8 @@ class Loads(Loading):
         if record.id.rank == 0:
             raise LoadError("no copy is left")
         await asyncio.sleep(0.05)
-        self._agent.executor.in_slots[record.id.rank] = record
+        executor: Any = self._agent.executor
+        executor.in_slots[record.id.rank] = record
         return "posix"
 
 
@@ -73,9 +76,9 @@ def test_pins_are_given_back_when_one_of_several_fetches_fails(agent):
 
     async def load():
         with pytest.raises(LoadError):
-            await loads.fetch(SimpleNamespace(checkpoint=NEW, rank=0))
+            await loads.fetch(messages.Fetch(NEW, 0))
         assert +agent.executor.pins == Counter(), "the rank will not read it: the others' room must not be held up"
-        await loads.unpinned(SimpleNamespace(rank=0))
+        await loads.unpinned(messages.Unpin(0))
         await asyncio.sleep(0.1)
 
     asyncio.run(load())
@@ -88,9 +91,9 @@ def test_nothing_is_pinned_for_a_rank_that_gave_up_meanwhile(agent):
     agent.executor.in_slots[0] = record(0)
 
     async def load():
-        asking = asyncio.create_task(loads.fetch(SimpleNamespace(checkpoint=NEW, rank=0)))
+        asking = asyncio.create_task(loads.fetch(messages.Fetch(NEW, 0)))
         await asyncio.sleep(0.02)
-        await loads.unpinned(SimpleNamespace(rank=0))
+        await loads.unpinned(messages.Unpin(0))
         with pytest.raises(LoadError):
             await asking
 
@@ -103,11 +106,11 @@ def test_a_rank_that_takes_an_older_step_lets_go_of_the_newer_and_holds_off_its_
     agent.executor.in_slots = {0: record(0), 1: record(1)}
 
     async def load():
-        await loads.fetch(SimpleNamespace(checkpoint=NEW, rank=0))
-        await loads.fetch(SimpleNamespace(checkpoint=NEW, rank=0))
+        await loads.fetch(messages.Fetch(NEW, 0))
+        await loads.fetch(messages.Fetch(NEW, 0))
         assert +agent.executor.pins == Counter({0: 2, 1: 2})
         agent.executor.in_slots = {0: record(0, OLD), 1: record(1, OLD)}
-        await loads.fetch(SimpleNamespace(checkpoint=OLD, rank=0))
+        await loads.fetch(messages.Fetch(OLD, 0))
 
     asyncio.run(load())
     assert +agent.executor.pins == Counter({0: 1, 1: 1})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 import warnings
 import weakref
 from types import TracebackType
@@ -24,7 +23,7 @@ from holdfast.errors import (
 )
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_tiers
-from holdfast.tiers import open_tier
+from holdfast.trainer.launch import check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks, Talk
@@ -72,8 +71,11 @@ class Checkpointer:
         settings = config.resolve()
         self._ranks = Ranks(group, settings.load_timeout_s)
         with self._ranks.talk() as talk:
-            launch = talk.first(lambda: _check_tiers(settings))
+            check_one_node(talk.gather(this_node(settings)))
+            launch, doubts = talk.first(lambda: check_tiers(settings))
             self._session = _attach_all(talk, settings, launch)
+        for doubt in doubts if self._ranks.rank == 0 else ():
+            warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         self._stopping = Stopping(self._session)
         self._plan = StagePlan(settings.run, self._ranks)
         self.last_load: Loaded | None = None
@@ -300,14 +302,6 @@ class Checkpointer:
                     f"not everything was flushed within {self._settings.close_timeout_s:g} s: {answer.waiting_for}",
                     hint="the agent goes on flushing; look at `holdfast ls`, or raise HOLDFAST_CLOSE_TIMEOUT_S",
                 )
-
-
-def _check_tiers(settings: Settings) -> str:
-    """Open every tier once, so that a wrong URL is an error here and now; returns the launch id."""
-    for rule in settings.tiers:
-        if not rule.is_memory:
-            open_tier(rule.url, name=rule.name, scope=rule.scope, owner="probe").close()
-    return uuid.uuid4().hex
 
 
 def _attach_all(talk: Talk, settings: Settings, launch: str) -> Session:

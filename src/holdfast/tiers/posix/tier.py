@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 from holdfast.errors import AlreadyExistsError, ConfigError, CorruptError, NotFoundError, TierError
@@ -15,6 +16,7 @@ from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers.contract import TEMPORARY, Buffer, Capabilities, ObjectInfo, check_key
 from holdfast.tiers.posix.directories import Directories, walk
 from holdfast.tiers.posix.disk import ALIGNMENT_BYTES, File, rename_without_replacing
+from holdfast.tiers.posix.mounts import mount_of
 from holdfast.tiers.posix.translate import translated
 from holdfast.tiers.posix.upload import PosixUpload
 
@@ -49,8 +51,8 @@ class PosixTier:
         create: create the last component of `root`, and find out now whether it can be written.
         fsync: a test's place to count, delay, fail or skip every fsync; nothing else calls for one.
 
-    Raises: ConfigError, TierPermissionError, TierFullError when `root` cannot be used; NotFoundError when it is not
-        there and `create` is false.
+    Raises: ConfigError, TierPermissionError, TierFullError when `root` cannot be used, or contradicts `scope`;
+        NotFoundError when it is not there and `create` is false.
     """
 
     def __init__(  # noqa: PLR0913  a backend states all it can be asked
@@ -68,9 +70,10 @@ class PosixTier:
             raise ConfigError(f"owner {owner!r} cannot begin a file name")
         self.name, self.root, self.owner = name, os.path.abspath(root), owner
         self.direct, self.fsync = direct, fsync
+        self.mount = mount_of(Path(self.root))
         self.capabilities = Capabilities(
             scope=scope,
-            survives=FailureDomain.PROCESS if scope is Scope.NODE else FailureDomain.NODE,
+            survives=FailureDomain.PROCESS if scope is Scope.NODE or self.mount.in_memory else FailureDomain.NODE,
             alignment_bytes=ALIGNMENT_BYTES,
             part_bytes=PART_BYTES,
             concurrency=8,
@@ -229,6 +232,12 @@ class PosixTier:
         if not create:
             os.listdir(self.root)
             return
+        if self.capabilities.scope is Scope.NODE and self.mount.on_network:
+            raise ConfigError(
+                f"scope is node, and {self.root} is on {self.mount.type}, which other nodes see as well",
+                hint='leave scope out, or say scope = "shared"',
+                tier=self.name,
+            )
         if not os.path.isdir(os.path.dirname(self.root)):
             raise ConfigError(
                 f"the parent directory of {self.root} does not exist",

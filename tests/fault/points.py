@@ -3,7 +3,9 @@
 from tests.fault.inject.faults import AGENT, TRAINER, Fault
 
 CHECKPOINTER = "holdfast.trainer.checkpointer:Checkpointer"
+SAVES = "holdfast.trainer.saves:Saves"
 SESSION = "holdfast.trainer.session:Session"
+SLOTS = "holdfast.trainer.slots:Slots"
 STAGE = "holdfast.trainer.plan:StagePlan.stage"
 COPY = "holdfast.trainer.stage:copy"
 RUN = "holdfast.trainer.apply:LoadPlan.run"
@@ -22,9 +24,9 @@ TRAINER_POINTS: Points = {
     "preparing": Fault(TRAINER, f"{SESSION}.prepare"),
     "prepared": Fault(TRAINER, f"{SESSION}.prepare", "after"),
     "faulting its slots": Fault(TRAINER, "holdfast.wire.pages:populate"),
-    "claiming": Fault(TRAINER, f"{CHECKPOINTER}._claim"),
-    "claimed": Fault(TRAINER, f"{CHECKPOINTER}._claim", "after"),
-    "slot taken": Fault(TRAINER, f"{SESSION}.take", "after", 3),
+    "claiming": Fault(TRAINER, f"{SAVES}._claim"),
+    "claimed": Fault(TRAINER, f"{SAVES}._claim", "after"),
+    "slot taken": Fault(TRAINER, f"{SLOTS}.take", "after", 3),
     "before the copy": Fault(TRAINER, STAGE, "before", 3),
     "amid the copy": Fault(TRAINER, COPY, "amid", 4),  # the first copy was the load's
     "copied, no header": Fault(TRAINER, COPY, "after", 4),
@@ -109,7 +111,7 @@ RANK_POINTS: Points = {
     "rank 1 attaching": Fault(TRAINER, f"{SESSION}._attach", "after", rank=1),
     "rank 1 prepared": Fault(TRAINER, f"{SESSION}.prepare", "after", rank=1),
     "rank 1 before applying": Fault(TRAINER, RUN, rank=1),
-    "rank 1 claiming": Fault(TRAINER, f"{CHECKPOINTER}._claim", rank=1),
+    "rank 1 claiming": Fault(TRAINER, f"{SAVES}._claim", rank=1),
     "rank 1 before its copy": Fault(TRAINER, STAGE, "before", 3, rank=1),
     "rank 1 staged, not returned": Fault(TRAINER, STAGE, "after", 3, rank=1),
     "rank 1 closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end", rank=1),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import weakref
 from types import TracebackType
 from typing import Any
 
@@ -14,21 +13,16 @@ from holdfast.config import Config, Settings
 from holdfast.errors import (
     ClosedError,
     DeadlineError,
-    HoldfastError,
-    StepDroppedError,
-    StepExistsError,
-    SupersededError,
     UsageError,
     from_dict,
 )
-from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_tiers
-from holdfast.trainer.launch import check_one_node, check_tiers, this_node
+from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
 from holdfast.trainer.plan import StagePlan
-from holdfast.trainer.ranks import Ranks, Talk
+from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
-from holdfast.trainer.session import Session
+from holdfast.trainer.saves import Saves
 from holdfast.trainer.stopping import Stopping
 from holdfast.wire import messages
 from holdfast.wire.pages import LetGo
@@ -73,18 +67,14 @@ class Checkpointer:
         with self._ranks.talk() as talk:
             check_one_node(talk.gather(this_node(settings)))
             launch, doubts = talk.first(lambda: check_tiers(settings))
-            self._session = _attach_all(talk, settings, launch)
+            self._session = attach_all(talk, settings, launch)
         for doubt in doubts if self._ranks.rank == 0 else ():
             warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         self._stopping = Stopping(self._session)
         self._plan = StagePlan(settings.run, self._ranks)
+        self._saves = Saves(self._session, self._ranks, self._plan)
         self.last_load: Loaded | None = None
-        self._parent: CheckpointId | None = None
-        self._attempt = 0
-        self._last_step = -1
-        self._errors_seen = 0
         self._closed = False
-        self._handles: weakref.WeakSet[Save] = weakref.WeakSet()
 
     # -- public -------------------------------------------------------------------------------------------------------
     def prepare(self, state: dict[str, Any]) -> None:
@@ -102,7 +92,7 @@ class Checkpointer:
 
     def prepared(self) -> bool:
         """Whether the arena is faulted from this side, so that the first save is as quick as any other."""
-        return self._session.faulted()
+        return self._session.slots.faulted()
 
     def load(self, state: dict[str, Any], *, step: int | None = None, strict: bool = True) -> int | None:
         """Load the newest loadable step (or `step` of the lineage) into `state`, in place, on all ranks.
@@ -118,8 +108,7 @@ class Checkpointer:
         self.last_load = loader.load(state, step=step, strict=strict)
         loaded = self.last_load.checkpoint if self.last_load is not None else None
         if loaded is not None or step is None:
-            self._parent, self._attempt, self._last_step = loaded, 0, -1
-            self._session.page.attempt, self._session.page.current_step = 0, -1
+            self._saves.stand_on(loaded)
         self.prepare(state)
         return None if loaded is None else loaded.step
 
@@ -148,15 +137,18 @@ class Checkpointer:
         began = time.perf_counter()
         self._session.ensure()
         due = due_tiers(step, self._settings.tiers, force=force)
-        if due and step <= self._last_step:
-            raise _order_error(step, self._last_step, self._attempt)
+        if due:
+            self._saves.check_order(step)
         self._session.page.current_step = step
         if self._stopping.observe(step):
             due = due_tiers(step, self._settings.tiers, force=True)
-        self._report_background_errors()
-        if not due or step <= self._last_step:
+        self._saves.report_background_errors()
+        if not due or step <= self._saves.last_step:
             return None
-        return self._save(step, state, due, began)
+        # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
+        # ranks wait for this one.
+        patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
+        return self._saves.make(step, state, due, began=began, patience_s=patience_s)
 
     def steps(self) -> list[messages.StepInfo]:
         """Every step of the run that exists anywhere, oldest first."""
@@ -217,74 +209,6 @@ class Checkpointer:
         self._plan.forget()
         self._session.detach(how)
 
-    def _save(self, step: int, state: dict[str, Any], due: frozenset[str], began: float) -> Save:
-        if self._attempt:
-            self._plan.follow(state)
-        else:
-            self._claim(state)
-        # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
-        # ranks wait for this one.
-        patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
-        slot = self._session.take(step, self._plan.image_bytes, patience_s=patience_s)
-        page = self._session.page
-        self._last_step = step
-        if slot is None:
-            page.given_up_step = step
-            error = _dropped(step, patience_s)
-            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
-            return self._handle(step, due, began, error)
-        try:
-            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due))
-        except BaseException:
-            # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
-            page.given_up_step = step
-            self._session.give_back(slot)
-            raise
-        return self._handle(step, due, began, None)
-
-    def _handle(self, step: int, due: frozenset[str], began: float, dropped: HoldfastError | None) -> Save:
-        stall_s = time.perf_counter() - began
-        page = self._session.page
-        page.saves += 1
-        page.stall_last_ns = round(stall_s * 1e9)
-        page.stall_ns += round(stall_s * 1e9)
-        handle = Save(self._session, attempt=self._attempt, step=step, due=due, stall_s=stall_s, dropped=dropped)
-        self._handles.add(handle)
-        return handle
-
-    def _mask(self, due: frozenset[str]) -> int:
-        return sum(1 << r.index for r in self._settings.tiers if r.name in due)
-
-    def _claim(self, state: dict[str, Any]) -> None:
-        """The first save after a start or a load: the one collective of a save."""
-        body = messages.ClaimAttempt(self._parent)
-        with self._ranks.talk() as talk:
-            talk.each(lambda: self._plan.follow(state))
-            # Compared first: an attempt that saves nothing would only stand in front of what is there.
-            warning = self._plan.settle(talk)
-            answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
-        self._attempt = answer.attempt
-        self._session.page.attempt = answer.attempt
-        if warning:
-            # Only now: a warning that is made an error must not leave the other ranks alone in a collective.
-            warnings.warn(warning, RuntimeWarning, stacklevel=4)
-
-    def _report_background_errors(self) -> None:
-        """Warn of what went wrong behind the loop since the last save; being superseded always raises."""
-        run = self._session.run_page
-        if run.superseded_by > self._attempt > 0:
-            raise SupersededError(
-                f"attempt {run.superseded_by} owns the run now; this is attempt {self._attempt}",
-                hint="another job of the same run was started; end this one",
-            )
-        if run.errors <= self._errors_seen:
-            return
-        news = self._session.glance("/errors", messages.ErrorList, query={"since": self._errors_seen})
-        if news is not None:
-            self._errors_seen = news.last
-            for error in news.errors:
-                warnings.warn(str(from_dict(error)), RuntimeWarning, stacklevel=4)
-
     def _await_end(self, discard: bool) -> None:
         """Ask again and again: the call is idempotent and survives the agent's death."""
         deadline = time.monotonic() + self._settings.close_timeout_s
@@ -292,8 +216,7 @@ class Checkpointer:
         while True:
             answer = self._session.tell("/close", body, messages.ClosedAnswer)
             if answer.closed or answer.error is not None:
-                for handle in list(self._handles):
-                    handle.keep_answer()
+                self._saves.keep_answers()
                 if answer.error is not None:
                     raise from_dict(answer.error)
                 return
@@ -302,43 +225,3 @@ class Checkpointer:
                     f"not everything was flushed within {self._settings.close_timeout_s:g} s: {answer.waiting_for}",
                     hint="the agent goes on flushing; look at `holdfast ls`, or raise HOLDFAST_CLOSE_TIMEOUT_S",
                 )
-
-
-def _attach_all(talk: Talk, settings: Settings, launch: str) -> Session:
-    """Attach every rank; an error on one is raised on all, and those that attached let go."""
-    made: list[Session] = []
-    try:
-        talk.each(lambda: made.append(Session(settings, launch=launch, rank=talk.rank, world_size=talk.size)))
-    except Exception:
-        for session in made:
-            session.detach()
-        raise
-    return made[0]
-
-
-def _dropped(step: int, patience_s: float) -> StepDroppedError:
-    if not patience_s:
-        return StepDroppedError(
-            "no slot came free in time, so this step was dropped",
-            hint="a tier is too slow for its every_steps: save less often there, or raise HOLDFAST_SLOT_WAIT_S",
-            step=step,
-        )
-    return StepDroppedError(
-        f"no slot came free in {patience_s:g} s for the last step before the stop: training stops without saving it",
-        hint="a restart loads the step before; look at the agent's log for a tier that hangs",
-        step=step,
-    )
-
-
-def _order_error(step: int, last: int, attempt: int) -> HoldfastError:
-    if step == last:
-        return StepExistsError(
-            f"step {step} was already saved in attempt {attempt}",
-            hint="save each step once; a load starts anew",
-            step=step,
-        )
-    return StepExistsError(
-        f"step {step} comes after step {last} in attempt {attempt}",
-        hint="steps go up within an attempt; call load(step=...) to go back",
-        step=step,
-    )

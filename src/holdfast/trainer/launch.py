@@ -1,4 +1,4 @@
-"""What is looked at before a launch begins: that its ranks share one node, and that its tiers can be used."""
+"""How a launch begins: its ranks share one node, its tiers can be used, then every rank attaches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from holdfast.errors import ConfigError, UsageError
 from holdfast.tiers import open_tier, weakness_of
 from holdfast.tiers.posix import path_of_url
 from holdfast.tiers.posix.mounts import existing
+from holdfast.trainer.ranks import Talk
+from holdfast.trainer.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +72,15 @@ def check_tiers(settings: Settings) -> tuple[str, list[str]]:
         if weakness := weakness_of(rule.url):
             doubts.append(f"tier {rule.name}: {weakness}\n  hint: name a directory on a disk or a shared file system")
     return uuid.uuid4().hex, doubts
+
+
+def attach_all(talk: Talk, settings: Settings, launch: str) -> Session:
+    """Attach every rank; an error on one is raised on all, and those that attached let go."""
+    made: list[Session] = []
+    try:
+        talk.each(lambda: made.append(Session(settings, launch=launch, rank=talk.rank, world_size=talk.size)))
+    except Exception:
+        for session in made:
+            session.detach()
+        raise
+    return made[0]

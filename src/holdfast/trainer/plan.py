@@ -12,8 +12,8 @@ from holdfast.model.image import Piece
 from holdfast.trainer.capture import Capture, Captured
 from holdfast.trainer.compare import fingerprints, first_difference, first_unlike, leaf_digests, plain_digests
 from holdfast.trainer.ranks import Ranks, Talk
-from holdfast.trainer.session import TrainerSlot
 from holdfast.trainer.shares import Shares, assign, unsplit
+from holdfast.trainer.slots import TrainerSlot
 from holdfast.trainer.stage import Stager
 from holdfast.trainer.structure import Structure
 from holdfast.wire.pages import SlotState, barrier

@@ -8,7 +8,10 @@ SESSION = "holdfast.trainer.session:Session"
 SLOTS = "holdfast.trainer.slots:Slots"
 STAGE = "holdfast.trainer.plan:StagePlan.stage"
 COPY = "holdfast.trainer.stage:copy"
-RUN = "holdfast.trainer.apply:LoadPlan.run"
+FILL = "holdfast.trainer.apply:LoadPlan.fill"
+FINISH = "holdfast.trainer.apply:LoadPlan.finish"
+CHECK = "holdfast.trainer.fill:check_block"
+FETCHED = "holdfast.trainer.load:Loader._fetch"
 SHELF = "holdfast.agent.shelf:Shelf"
 EXECUTOR = "holdfast.agent.executor:Executor"
 LOADING = "holdfast.agent.loading:Loading"
@@ -28,8 +31,8 @@ TRAINER_POINTS: Points = {
     "claimed": Fault(TRAINER, f"{SAVES}._claim", "after"),
     "slot taken": Fault(TRAINER, f"{SLOTS}.take", "after", 3),
     "before the copy": Fault(TRAINER, STAGE, "before", 3),
-    "amid the copy": Fault(TRAINER, COPY, "amid", 4),  # the first copy was the load's
-    "copied, no header": Fault(TRAINER, COPY, "after", 4),
+    "amid the copy": Fault(TRAINER, COPY, "amid", 3),
+    "copied, no header": Fault(TRAINER, COPY, "after", 3),
     "staged, not returned": Fault(TRAINER, STAGE, "after", 3),
     "waiting for a save": Fault(TRAINER, "holdfast.trainer.save:Save.wait", "before", 4),
     "closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end"),
@@ -39,10 +42,11 @@ TRAINER_POINTS: Points = {
 # Trainer and agent are new; the memory of those before them is there.
 RESTART_POINTS: Points = {
     "trainer found what loads": Fault(TRAINER, "holdfast.trainer.load:Loader._loadable", "after"),
-    "trainer has verified": Fault(TRAINER, "holdfast.trainer.load:Loader._fetch_and_verify", "after"),
-    "before applying": Fault(TRAINER, RUN),
-    "amid applying": Fault(TRAINER, COPY, "amid"),
-    "applied": Fault(TRAINER, RUN, "after"),
+    "trainer has the images": Fault(TRAINER, FETCHED, "after"),
+    "before filling": Fault(TRAINER, FILL),
+    "amid filling": Fault(TRAINER, CHECK, "after", 2),
+    "filled and proven": Fault(TRAINER, FILL, "after"),
+    "applied": Fault(TRAINER, FINISH, "after"),
     "agent admits": Fault(AGENT, "holdfast.agent.admission:Admission.launch"),
     "agent admitted": Fault(AGENT, "holdfast.agent.admission:Admission.launch", "after"),
     "agent adopts": Fault(AGENT, "holdfast.agent.agent:Agent._adopt_slots"),
@@ -63,7 +67,7 @@ COLD_POINTS: Points = {
     "agent checks a part": Fault(AGENT, "holdfast.store.blocks:BlockTable.check", "before", 2),
     "agent read, holds not yet": Fault(AGENT, f"{SHELF}.fetch", "after"),
     "agent holds what it read": Fault(AGENT, f"{LOADING}._hold", "after"),
-    "trainer has verified what came": Fault(TRAINER, "holdfast.trainer.load:Loader._fetch_and_verify", "after"),
+    "trainer has proven what came": Fault(TRAINER, FILL, "after"),
 }
 
 # An agent with a trainer that goes on training.
@@ -110,7 +114,7 @@ PROMOTION_POINTS: Points = {
 RANK_POINTS: Points = {
     "rank 1 attaching": Fault(TRAINER, f"{SESSION}._attach", "after", rank=1),
     "rank 1 prepared": Fault(TRAINER, f"{SESSION}.prepare", "after", rank=1),
-    "rank 1 before applying": Fault(TRAINER, RUN, rank=1),
+    "rank 1 before filling": Fault(TRAINER, FILL, rank=1),
     "rank 1 claiming": Fault(TRAINER, f"{SAVES}._claim", rank=1),
     "rank 1 before its copy": Fault(TRAINER, STAGE, "before", 3, rank=1),
     "rank 1 staged, not returned": Fault(TRAINER, STAGE, "after", 3, rank=1),

@@ -172,7 +172,9 @@ class Loading:
                     # Found and pinned without giving up the loop: it cannot be freed in between.
                     self._readers.pin(rank, number)
                     generation = self._agent.arena.slots[number].page.generation
-                    return messages.FetchedImage(record.id, number, generation, record.size_bytes, source)
+                    return messages.FetchedImage(
+                        record.id, number, generation, record.size_bytes, record.crc64nvme, source
+                    )
             if record.id not in self._fetching:
                 task = asyncio.create_task(self._fetch(rank, record, tiers))
                 self._fetching[record.id] = task

@@ -70,6 +70,11 @@ def read_plain(buffer: Buffer, layout: ImageLayout) -> bytes:
     return bytes(view[start + _LENGTH_BYTES : start + _LENGTH_BYTES + n])
 
 
+def block_of(offset: int) -> int:
+    """The block a byte of the image lies in."""
+    return offset // BLOCK_BYTES
+
+
 def block_range(layout: ImageLayout, block: int) -> tuple[int, int]:
     """Where a block starts and stops in the image."""
     start = block * BLOCK_BYTES

@@ -1,7 +1,7 @@
 """Fills a live state from the images of a checkpoint: first everything is compared, then everything is copied.
 
-Tensors are filled in place by one call of torch, pieces assembled in their tensor; what has no live counterpart is
-allocated. Plain values, optimizer settings and `load_state_dict` come last.
+Tensors are filled in place, pieces assembled in their tensor; what has no live counterpart is allocated. Plain values,
+optimizer settings and `load_state_dict` come last.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import torch
 
 from holdfast.errors import CorruptError, LoadError, StructureError
 from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.trainer.fill import Segment, fill
 from holdfast.trainer.match import Matcher
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
 from holdfast.trainer.stage import copy, rectangle, views_of
+from holdfast.trainer.values import dtype_of
 from holdfast.trainer.walk import DICTS, Walk
 
 __all__ = ["ByteRange", "LoadPlan", "Source", "plains_needed", "plan_load"]
@@ -44,30 +46,56 @@ class LoadPlan:
         self.reads = _merged(ByteRange(source, entry.start, entry.stop) for _, source, entry in self._copies)
 
     def run(self) -> None:
-        """Fill the state. If it raises, the live state is undefined and can be loaded again.
-
-        Keeps no view of the sources' buffers.
+        """Fill the state from proven images. If it raises, the live state is undefined and can be loaded again.
 
         Raises: LoadError: torch, or a `load_state_dict` of the user's, failed.
         """
-        destinations = [_destination(live, entry.piece) for live, _, entry in self._copies]
-        try:
-            _copy_into_live(destinations, self._views(destinations))
-        except RuntimeError as e:  # a live tensor that torch lets nobody write, a device that is full or gone
-            raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
+        self.fill()
+        self.finish()
+
+    def fill(self, *, prove: Collection[int] = (), threads: int = 1) -> dict[int, CorruptError]:
+        """Copy into the live tensors, and prove on the way the images that `prove` names by their place in the sources.
+
+        Keeps no view of the sources' buffers.
+
+        Returns: the error of each image found bad; the live state is undefined then.
+        Raises: LoadError: torch refused to fill a tensor.
+        """
+        for source in {source for _, source, _ in self._copies}:
+            self._whole(source)
+        plain, odd = [], []
+        for live, source, entry in self._copies:
+            destination = _destination(live, entry.piece)
+            if _is_plain_memory(destination, entry):
+                plain.append((destination, Segment(source, entry.start, destination.nbytes, destination.data_ptr())))
+            else:
+                odd.append((destination, source, entry))
+        bad = fill(self._sources, [segment for _, segment in plain], prove=prove, threads=threads)
+        # What autograd remembers of these tensors is over, as after any write in place.
+        torch.autograd.graph.increment_version([d for d, _ in plain if not d.is_inference()])
+        if odd and not bad:
+            try:
+                self._copy_odd(odd)
+            except RuntimeError as e:  # a live tensor that torch lets nobody write, a device that is full or gone
+                raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
+        return bad
+
+    def finish(self) -> None:
+        """After a good `fill`: put plain values and optimizer settings in place, call every `load_state_dict`.
+
+        Raises: LoadError.
+        """
         for build in self._builds:
             build()
 
-    def _views(self, destinations: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The saved bytes of each copy, as tensors over the images."""
+    def _copy_odd(self, copies: list[tuple[torch.Tensor, int, Entry]]) -> None:
+        """What is no run of bytes in this process's memory: other devices, strides, conjugates."""
         entries: dict[int, list[Entry]] = {}
-        for _, source, entry in self._copies:
+        for _, source, entry in copies:
             entries.setdefault(source, []).append(entry)
         views = {s: iter(views_of(self._whole(s), found)) for s, found in entries.items()}
-        return [
-            _seen_like(destination, next(views[source]))
-            for destination, (_, source, _) in zip(destinations, self._copies, strict=True)
-        ]
+        destinations = [destination for destination, _, _ in copies]
+        _copy_into_live(destinations, [_seen_like(d, next(views[source])) for d, source, _ in copies])
 
     def _whole(self, source: int) -> memoryview:
         header, buffer = self._sources[source].header, self._sources[source].buffer
@@ -161,6 +189,19 @@ def _destination(live: torch.Tensor, piece: Piece) -> torch.Tensor:
         if stride == 0 and view.shape[dim] > 1:
             view = view.narrow(dim, 0, 1)
     return view
+
+
+def _is_plain_memory(destination: torch.Tensor, entry: Entry) -> bool:
+    """Whether filling the tensor is one `memmove` of the entry's bytes."""
+    return (
+        destination.device.type == "cpu"
+        and destination.layout is torch.strided
+        and destination.is_contiguous()
+        and tuple(destination.shape) == entry.piece.lengths
+        and destination.dtype is dtype_of(entry.piece.dtype)
+        and not destination.is_conj()
+        and not destination.is_neg()
+    )
 
 
 def _copy_into_live(destinations: list[torch.Tensor], saved: list[torch.Tensor]) -> None:

@@ -1,26 +1,24 @@
-"""Load: all ranks agree once on the newest loadable step, each verifies its part, then each copies what it needs.
+"""Load: all ranks agree once on the newest loadable step; each copies what it needs, and proves its part on the way.
 
 The node's agent brings images that are only on a tier into slots, reading each byte once; every rank maps the same
-slots. A copy that proves bad is reported to the agent, which finds the next-nearest one; if none is left, all ranks
-together take the next older step and say so.
+slots. A copy that proves bad is reported to the agent, which finds the next-nearest one, and the state is filled again;
+if none is left, all ranks together take the next older step and say so.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from holdfast.errors import CorruptError, HoldfastError, LoadError
-from holdfast.format.checksum import block_count
 from holdfast.format.header import parse_header
-from holdfast.format.image import check_block, check_table
+from holdfast.format.image import block_of, check_block, check_table
 from holdfast.model.identity import CheckpointId
-from holdfast.model.image import ImageHeader
 from holdfast.trainer.apply import LoadPlan, Source, plan_load
+from holdfast.trainer.fill import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.session import Session
 from holdfast.units import format_bytes
@@ -58,6 +56,7 @@ class Loader:
     def __init__(self, session: Session, ranks: Ranks) -> None:
         self._session = session
         self._ranks = ranks
+        self._touched = False
         self.notes: list[str] = []
 
     def load(self, state: dict[str, Any], *, step: int | None, strict: bool) -> Loaded | None:
@@ -65,6 +64,10 @@ class Loader:
         with self._ranks.talk() as talk:
             try:
                 return self._load(talk, state, step, strict)
+            except HoldfastError as e:
+                if self._touched:
+                    e.message += " (the live state is undefined now; it can be loaded again)"
+                raise
             finally:
                 self._session.tell("/unpin", messages.Unpin(self._session.rank), messages.Ok)
 
@@ -76,18 +79,17 @@ class Loader:
                 if found.empty and step is None:
                     return None
                 raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
-            if not self._fetch_and_verify(talk, found.checkpoint):
-                if step is not None:
-                    raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
-                below = found.checkpoint
-                continue
-            if found.problems or self.notes:
-                log.warning("loading %s; passed over: %s", found.checkpoint, "; ".join([*found.problems, *self.notes]))
-            self._apply(talk, state, strict)
-            loaded = Loaded(found.checkpoint, self._bytes_by_tier)
-            log.info("loaded %s", loaded)
-            return loaded
-        raise LoadError(f"gave up after {_MAX_TRIES} copies: {'; '.join(self.notes)}", hint=_HINT, step=step)
+            if self._take(talk, found.checkpoint, state, strict):
+                loaded = Loaded(found.checkpoint, self._bytes_by_tier)
+                if found.problems or self.notes:
+                    passed_over = "; ".join([*found.problems, *self.notes])
+                    log.warning("loaded %s; passed over: %s", found.checkpoint, passed_over)
+                log.info("loaded %s", loaded)
+                return loaded
+            if step is not None:
+                raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
+            below = found.checkpoint
+        raise LoadError(f"gave up after {_MAX_TRIES} steps: {'; '.join(self.notes)}", hint=_HINT, step=step)
 
     def _loadable(self, step: int | None, below: CheckpointId | None) -> messages.Loadable:
         query: dict[str, object] = {"step": step}
@@ -96,8 +98,25 @@ class Loader:
         limit_s = self._session.settings.load_timeout_s
         return self._session.ask("/loadable", messages.Loadable, timeout_s=limit_s, query=query)
 
-    def _fetch_and_verify(self, talk: Talk, checkpoint: CheckpointId) -> bool:
-        """Have the images in slots and prove them. False: this checkpoint cannot be had, and `notes` says why."""
+    def _take(self, talk: Talk, checkpoint: CheckpointId, state: dict[str, Any], strict: bool) -> bool:
+        """Fill the state from this checkpoint, from the first copies that prove good. False: it cannot be had, and
+        `notes` says why."""
+        for _ in range(_MAX_TRIES):
+            images = self._fetch(talk, checkpoint)
+            if images is None:
+                return False
+            sources, bad = self._open_all(images)
+            if not self._all_good(talk, bad):
+                continue
+            plan = self._plan(talk, state, sources, strict)
+            self._touched = True
+            if self._all_good(talk, self._fill(talk, plan, images)):
+                talk.each(plan.finish)
+                return True
+        return False
+
+    def _fetch(self, talk: Talk, checkpoint: CheckpointId) -> list[messages.FetchedImage] | None:
+        """Have the agent bring the images into slots; None when one of them cannot be had."""
         fetch = messages.Fetch(checkpoint, self._session.rank)
         limit_s = self._session.settings.load_timeout_s
 
@@ -107,70 +126,73 @@ class Loader:
             except HoldfastError as e:
                 return e
 
-        for _ in range(_MAX_TRIES):
-            answers = talk.gather(ask())
-            failed = next((a for a in answers if isinstance(a, HoldfastError)), None)
-            if failed is not None:
-                self.notes.append(f"{checkpoint}: {failed.message}")
-                return False
-            answer = answers[talk.rank]
-            assert isinstance(answer, messages.FetchAnswer)
-            self._images = answer.images
-            self._bytes_by_tier = _bytes_by_tier([a.images for a in answers if isinstance(a, messages.FetchAnswer)])
-            bad = [b for part in talk.gather(self._verify_share(answer.images)) for b in part]
-            if not bad:
-                return True
-            for b in bad:
-                self.notes.append(f"{b.image.id} from {b.image.source}: {b.error.message}")
-            talk.first(partial(self._report_all, bad))
-        return False
+        answers = talk.gather(ask())
+        failed = next((a for a in answers if isinstance(a, HoldfastError)), None)
+        if failed is not None:
+            self.notes.append(f"{checkpoint}: {failed.message}")
+            return None
+        told = [a.images for a in answers if isinstance(a, messages.FetchAnswer)]
+        self._bytes_by_tier = _bytes_by_tier(told)
+        return told[talk.rank]
 
-    def _report_all(self, bad: list[_Bad]) -> None:
-        for b in bad:
-            self._report(b)
-
-    def _report(self, bad: _Bad) -> None:
-        body = messages.BadImage(bad.image.id, bad.image.slot, str(bad.error.message))
-        self._session.tell("/bad", body, messages.Ok)
-
-    def _verify_share(self, images: list[messages.FetchedImage]) -> list[_Bad]:
-        """Check this rank's part of the images, block by block on all cores the process has."""
-        mine = images[self._ranks.rank :: self._ranks.size]
+    def _open_all(self, images: list[messages.FetchedImage]) -> tuple[list[Source], list[_Bad]]:
+        """The images in their slots, with what a plan reads of them proven: header, plain values, block table."""
+        sources: list[Source] = []
         bad: list[_Bad] = []
-        with ThreadPoolExecutor(_threads(self._ranks.size), thread_name_prefix="holdfast-verify") as pool:
-            for image in mine:
-                try:
-                    self._verify(image, pool)
-                except HoldfastError as e:
-                    bad.append(_Bad(image, e))
-        return bad
+        for image in images:
+            try:
+                sources.append(self._open(image))
+            except HoldfastError as e:
+                bad.append(_Bad(image, e))
+        return sources, bad
 
-    def _verify(self, image: messages.FetchedImage, pool: ThreadPoolExecutor) -> None:
-        buffer, header = self._open(image)
-        if header.id != image.id:
-            raise CorruptError(f"the slot holds {header.id}, not {image.id}")
-        check_table(buffer, header.layout)
-        blocks = range(block_count(header.layout.table_start))
-        for _ in pool.map(lambda b: check_block(buffer, header.layout, b), blocks, chunksize=8):
-            pass
-
-    def _open(self, image: messages.FetchedImage) -> tuple[memoryview, ImageHeader]:
+    def _open(self, image: messages.FetchedImage) -> Source:
         slot = self._session.slots.slot(image.slot)
         if slot.page.state != SlotState.HELD or slot.page.generation != image.generation:
             raise CorruptError(f"slot {image.slot} no longer holds {image.id}")
         buffer = slot.room(image.size_bytes)
-        return buffer, parse_header(buffer, image.size_bytes)
+        header = parse_header(buffer, image.size_bytes)
+        if header.id != image.id:
+            raise CorruptError(f"the slot holds {header.id}, not {image.id}")
+        layout = header.layout
+        if check_table(buffer, layout) != image.crc64nvme:
+            raise CorruptError(f"{image.id} is not the image with checksum {image.crc64nvme:016x}")
+        plain_stop = layout.plain_start + layout.plain_capacity_bytes
+        for start, stop in ((0, layout.header_bytes), (layout.plain_start, plain_stop)):
+            for block in range(block_of(start), block_of(stop - 1) + 1):
+                check_block(buffer, layout, block)
+        return Source(header, buffer)
 
-    def _apply(self, talk: Talk, state: dict[str, Any], strict: bool) -> None:
-        """Copy into the live state; a difference in structure on any rank stops all before anything is copied."""
-        sources = [Source(header, buffer) for buffer, header in map(self._open, self._images)]
+    def _plan(self, talk: Talk, state: dict[str, Any], sources: Sequence[Source], strict: bool) -> LoadPlan:
+        """A difference in structure on any rank stops all before anything is copied."""
         plans: list[LoadPlan] = []
         talk.each(lambda: plans.append(plan_load(state, sources, rank=talk.rank, world_size=talk.size, strict=strict)))
-        try:
-            talk.each(plans[0].run)
-        except HoldfastError as e:
-            e.message += " (the live state is undefined now; it can be loaded again)"
-            raise
+        return plans[0]
+
+    def _fill(self, talk: Talk, plan: LoadPlan, images: list[messages.FetchedImage]) -> list[_Bad]:
+        """Copy; of the images each rank proves its share."""
+        share = range(talk.rank, len(images), talk.size)
+        bad: list[_Bad] = []
+
+        def run() -> None:
+            found = plan.fill(prove=share, threads=cores(talk.size))
+            bad.extend(_Bad(images[i], error) for i, error in found.items())
+
+        talk.each(run)
+        return bad
+
+    def _all_good(self, talk: Talk, bad: list[_Bad]) -> bool:
+        """Whether no rank found an image bad; what is bad is noted, and the agent told of it."""
+        found = [b for part in talk.gather(bad) for b in part]
+        self.notes += [f"{b.image.id} from {b.image.source}: {b.error.message}" for b in found]
+        if found:
+            talk.first(partial(self._report, found))
+        return not found
+
+    def _report(self, found: list[_Bad]) -> None:
+        for bad in found:
+            body = messages.BadImage(bad.image.id, bad.image.slot, str(bad.error.message))
+            self._session.tell("/bad", body, messages.Ok)
 
 
 def _bytes_by_tier(answers: list[list[messages.FetchedImage]]) -> dict[str, int]:
@@ -191,7 +213,3 @@ def _nothing(found: messages.Loadable, step: int | None, notes: list[str]) -> st
     if step is not None:
         return f"{what} cannot be loaded: {'; '.join(reasons) or 'it does not exist on this lineage'}"
     return f"something is there but {what} can be loaded: {'; '.join(reasons) or 'no step ever became whole'}"
-
-
-def _threads(local_ranks: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // local_ranks)

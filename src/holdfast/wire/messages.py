@@ -82,12 +82,14 @@ class Fetch(msgspec.Struct, frozen=True):
 
 
 class FetchedImage(msgspec.Struct, frozen=True):
-    """Where an image now stands. `source` names the tier it was read from ("memory": it was here)."""
+    """Where an image now stands, and what its bytes must hash to. `source` names the tier it was read from ("memory":
+    it was here)."""
 
     id: ImageId
     slot: int
     generation: int
     size_bytes: int
+    crc64nvme: int
     source: str
 
 

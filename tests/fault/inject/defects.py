@@ -50,8 +50,8 @@ def _adopted_images_sealed_anew(patch: Patch) -> None:
 
 def _loads_not_checked(patch: Patch) -> None:
     """Trainers believe what stands in a slot."""
-    for name in ("check_table", "check_block"):
-        patch(f"holdfast.trainer.load:{name}", lambda check: _nothing)
+    for module in ("load", "fill"):
+        patch(f"holdfast.trainer.{module}:check_block", lambda check: _nothing)
 
 
 def _fetches_not_checked(patch: Patch) -> None:

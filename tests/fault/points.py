@@ -14,6 +14,7 @@ CHECK = "holdfast.trainer.fill:check_block"
 FETCHED = "holdfast.trainer.load:Loader._fetch"
 SHELF = "holdfast.agent.shelf:Shelf"
 EXECUTOR = "holdfast.agent.executor:Executor"
+FETCHING = "holdfast.agent.fetching:Fetching"
 LOADING = "holdfast.agent.loading:Loading"
 TIER = "holdfast.tiers.posix.tier:PosixTier"
 UPLOAD = "holdfast.tiers.posix.upload:PosixUpload"
@@ -62,11 +63,11 @@ RESTART_POINTS: Points = {
 
 # Trainer, agent and arena are new: everything comes from the file tier.
 COLD_POINTS: Points = {
-    "agent makes room for an image": Fault(AGENT, f"{LOADING}._room", "after"),
+    "agent makes room for an image": Fault(AGENT, f"{FETCHING}._room", "after"),
     "agent reads an image": Fault(AGENT, f"{SHELF}.fetch"),
     "agent checks a part": Fault(AGENT, "holdfast.store.blocks:BlockTable.check", "before", 2),
     "agent read, holds not yet": Fault(AGENT, f"{SHELF}.fetch", "after"),
-    "agent holds what it read": Fault(AGENT, f"{LOADING}._hold", "after"),
+    "agent holds what it read": Fault(AGENT, f"{FETCHING}._hold", "after"),
     "trainer has proven what came": Fault(TRAINER, FILL, "after"),
 }
 

@@ -116,10 +116,10 @@ class Session:
         now = time.monotonic()
         if now < self._quiet_until:
             return False
-        if not self.attachment.alive and now >= self._reviving_until:
-            self._reviving_until = now + _RESPAWN_S
-            spawn_agent(self.settings)
         with self._in_training():
+            if not self.attachment.alive and now >= self._reviving_until:
+                self._reviving_until = now + _RESPAWN_S
+                spawn_agent(self.settings)
             self._reattach(self.settings.slot_wait_s)
             return True
         return False

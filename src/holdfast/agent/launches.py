@@ -118,19 +118,19 @@ class Launches:
 
     @property
     def left(self) -> list[int]:
-        """Ranks that are gone and never closed. Ranks attach together: one without a page is gone, too."""
+        """Ranks that are gone and never closed."""
         return [r for r in range(self.world_size) if self._ending_of(r) is LetGo.LEFT]
 
     @property
     def open(self) -> list[int]:
-        """Ranks that may still save and have yet to close."""
+        """Ranks that may still save and have yet to close; one without a page (its arena was removed) may yet come."""
         return [r for r in range(self.world_size) if self._ending_of(r) is LetGo.NO]
 
     def _ending_of(self, rank: int) -> LetGo:
         trainer = self.trainers.get(rank)
         if trainer is not None and trainer.closed:
             return LetGo.CLOSED
-        return LetGo.NO if trainer is not None and trainer.alive else LetGo.LEFT
+        return LetGo.NO if trainer is None or trainer.alive else LetGo.LEFT
 
     def forget(self) -> None:
         """Drop the pages of a launch that is over."""

@@ -151,6 +151,12 @@ class DeadlineError(HoldfastError):
     kind, exit_code, retryable = "deadline", 23, True
 
 
+class RankGoneError(HoldfastError):
+    """Another rank left, or died, without closing; the memory stays for the restart."""
+
+    kind, exit_code = "rank-gone", 24
+
+
 # What became of a step -----------------------------------------------------------------------------------------------
 class LoadError(HoldfastError):
     """Something is there and nothing (or not the asked step) can be loaded."""

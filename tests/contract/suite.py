@@ -412,7 +412,9 @@ def test_sweep_removes_unfinished_uploads_of_an_owner(tier, place):
     mine = tier.upload("mine", 4)
     write_all(mine, b"mine")
     assert tier.sweep(owner_prefix="2.") == 0
+    assert tier.sweep(owner_prefix="1.d", untouched_s=60) == 0
     assert tier.sweep(owner_prefix="1.d") == (1 if place.outlives else 0)
+    assert tier.sweep(untouched_s=60) == 0
     assert tier.sweep() == (1 if place.outlives else 0)
     mine.publish()
     assert place.stored() == {"done": b"done", "mine": b"mine"}

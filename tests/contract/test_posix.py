@@ -20,9 +20,10 @@ from holdfast.errors import (
     TierUnavailableError,
 )
 from holdfast.model.place import FailureDomain, Scope
-from holdfast.tiers import open_tier
+from holdfast.tiers import open_tier, weakness_of
 from holdfast.tiers.contract import read_all
 from holdfast.tiers.posix import PosixTier, disk
+from holdfast.tiers.posix.mounts import Mount
 
 KEY = "images/00000001/000000000100/00000-0.safetensors"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -486,3 +487,41 @@ def test_an_owner_is_part_of_a_file_name(tmp_path):
     for owner in ("", "a/b"):
         with pytest.raises(ConfigError):
             PosixTier(str(tmp_path / "t"), owner=owner)
+
+
+# Scope ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "scope", "refused"),
+    [
+        ("ext4", Scope.NODE, False),
+        ("ext4", Scope.SHARED, False),
+        ("overlay", Scope.NODE, False),
+        ("virtiofs", Scope.NODE, False),
+        ("tmpfs", Scope.SHARED, False),
+        ("lustre", Scope.SHARED, False),
+        ("nfs4", Scope.NODE, True),
+        ("fuse.sshfs", Scope.NODE, True),
+        ("fuse.mergerfs", Scope.NODE, False),
+    ],
+)
+def test_a_scope_is_refused_only_where_it_is_surely_wrong(tmp_path, monkeypatch, kind, scope, refused):
+    monkeypatch.setattr("holdfast.tiers.posix.tier.mount_of", lambda path: Mount("/", "/", kind, "x"))
+    if refused:
+        with pytest.raises(ConfigError, match=kind) as caught:
+            open_tier(str(tmp_path / "t"), name="near", owner="1.a", scope=scope)
+        assert "shared" in caught.value.hint
+        assert caught.value.tier == "near"
+        assert not (tmp_path / "t").exists()
+        open_tier(str(tmp_path), name="near", owner="1.a", scope=scope, create=False)  # commands may look
+    else:
+        open_tier(str(tmp_path / "t"), name="near", owner="1.a", scope=scope)
+
+
+def test_what_is_in_memory_survives_no_node(tmp_path, monkeypatch):
+    where = Mount("/", "/", "tmpfs", "x")
+    monkeypatch.setattr("holdfast.tiers.posix.tier.mount_of", lambda path: where)
+    monkeypatch.setattr("holdfast.tiers.mount_of", lambda path: where)
+    assert open_tier(str(tmp_path / "t"), name="t", owner="1.a").capabilities.survives is FailureDomain.PROCESS
+    assert "tmpfs" in weakness_of(f"file://{tmp_path}/t")
+    monkeypatch.undo()
+    assert weakness_of("memory:") == ""

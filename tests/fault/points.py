@@ -3,7 +3,9 @@
 from tests.fault.inject.faults import AGENT, TRAINER, Fault
 
 CHECKPOINTER = "holdfast.trainer.checkpointer:Checkpointer"
+SAVES = "holdfast.trainer.saves:Saves"
 SESSION = "holdfast.trainer.session:Session"
+SLOTS = "holdfast.trainer.slots:Slots"
 STAGE = "holdfast.trainer.plan:StagePlan.stage"
 COPY = "holdfast.trainer.stage:copy"
 FILL = "holdfast.trainer.apply:LoadPlan.fill"
@@ -12,6 +14,7 @@ CHECK = "holdfast.trainer.fill:check_block"
 FETCHED = "holdfast.trainer.load:Loader._fetch"
 SHELF = "holdfast.agent.shelf:Shelf"
 EXECUTOR = "holdfast.agent.executor:Executor"
+FETCHING = "holdfast.agent.fetching:Fetching"
 LOADING = "holdfast.agent.loading:Loading"
 TIER = "holdfast.tiers.posix.tier:PosixTier"
 UPLOAD = "holdfast.tiers.posix.upload:PosixUpload"
@@ -25,9 +28,9 @@ TRAINER_POINTS: Points = {
     "preparing": Fault(TRAINER, f"{SESSION}.prepare"),
     "prepared": Fault(TRAINER, f"{SESSION}.prepare", "after"),
     "faulting its slots": Fault(TRAINER, "holdfast.wire.pages:populate"),
-    "claiming": Fault(TRAINER, f"{CHECKPOINTER}._claim"),
-    "claimed": Fault(TRAINER, f"{CHECKPOINTER}._claim", "after"),
-    "slot taken": Fault(TRAINER, f"{SESSION}.take", "after", 3),
+    "claiming": Fault(TRAINER, f"{SAVES}._claim"),
+    "claimed": Fault(TRAINER, f"{SAVES}._claim", "after"),
+    "slot taken": Fault(TRAINER, f"{SLOTS}.take", "after", 3),
     "before the copy": Fault(TRAINER, STAGE, "before", 3),
     "amid the copy": Fault(TRAINER, COPY, "amid", 3),
     "copied, no header": Fault(TRAINER, COPY, "after", 3),
@@ -60,11 +63,11 @@ RESTART_POINTS: Points = {
 
 # Trainer, agent and arena are new: everything comes from the file tier.
 COLD_POINTS: Points = {
-    "agent makes room for an image": Fault(AGENT, f"{LOADING}._room", "after"),
+    "agent makes room for an image": Fault(AGENT, f"{FETCHING}._room", "after"),
     "agent reads an image": Fault(AGENT, f"{SHELF}.fetch"),
     "agent checks a part": Fault(AGENT, "holdfast.store.blocks:BlockTable.check", "before", 2),
     "agent read, holds not yet": Fault(AGENT, f"{SHELF}.fetch", "after"),
-    "agent holds what it read": Fault(AGENT, f"{LOADING}._hold", "after"),
+    "agent holds what it read": Fault(AGENT, f"{FETCHING}._hold", "after"),
     "trainer has proven what came": Fault(TRAINER, FILL, "after"),
 }
 
@@ -113,7 +116,7 @@ RANK_POINTS: Points = {
     "rank 1 attaching": Fault(TRAINER, f"{SESSION}._attach", "after", rank=1),
     "rank 1 prepared": Fault(TRAINER, f"{SESSION}.prepare", "after", rank=1),
     "rank 1 before filling": Fault(TRAINER, FILL, rank=1),
-    "rank 1 claiming": Fault(TRAINER, f"{CHECKPOINTER}._claim", rank=1),
+    "rank 1 claiming": Fault(TRAINER, f"{SAVES}._claim", rank=1),
     "rank 1 before its copy": Fault(TRAINER, STAGE, "before", 3, rank=1),
     "rank 1 staged, not returned": Fault(TRAINER, STAGE, "after", 3, rank=1),
     "rank 1 closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end", rank=1),

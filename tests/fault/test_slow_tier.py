@@ -14,7 +14,7 @@ pytestmark = pytest.mark.torch
 STEP_S = 0.1
 SLOT_WAIT_S = 0.05
 SLOW = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="sleep", arg=str(2 * STEP_S))
-WAITED = Fault(TRAINER, "holdfast.trainer.session:Session._wait_free", do="count")
+WAITED = Fault(TRAINER, "holdfast.trainer.slots:Slots._wait_free", do="count")
 
 
 def test_saves_do_not_wait_for_a_lagging_tier(scene: Scene):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +122,43 @@ def agreeing(tell: Tell, url: str, *, step: int) -> int | None:
     return found
 
 
+def plain_values(tell: Tell, url: str, *, differ: bool) -> tuple[list[str], list[str]]:
+    """Unmarked plain values that differ by rank, or only look as if; what the first save warned of, and the second."""
+    rank = dist.get_rank() if differ else 0
+    names = {"a", "bc", "def"} if dist.get_rank() else {"def", "a", "bc"}
+    state: dict[str, Any] = {
+        "x": torch.ones(3),
+        "alike": 5,
+        "conf": {"nan": float("nan"), "rates": [0.5, 1.0 + rank], "late": rank, "names": names},
+        "mine": holdfast.per_rank(dist.get_rank()),
+        "at": rank,
+        "order": {"a": 1, "b": 2} if dist.get_rank() else {"b": 2, "a": 1},
+    }
+    said: list[list[str]] = []
+    with holdfast.Checkpointer(url) as ckpt:
+        ckpt.load(state)
+        for step in (1, 2):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                save = ckpt.save(step, state)
+            said.append([str(w.message) for w in caught])
+            assert save is not None
+            save.wait("memory", timeout_s=30)
+    return said[0], said[1]
+
+
+def arena_of_its_own(tell: Tell, url: str) -> tuple[str, str, float]:
+    """Rank 1 has another arena directory, as on another node: the error each rank got, and when."""
+    if dist.get_rank() == 1:
+        os.environ["HOLDFAST_ARENA_DIR"] += "/other"
+    began = time.monotonic()
+    try:
+        holdfast.Checkpointer(url)
+    except HoldfastError as e:
+        return e.kind, e.message, time.monotonic() - began
+    return "", "", time.monotonic() - began
+
+
 def own_values(tell: Tell, url: str) -> None:
     rank = dist.get_rank()
     with holdfast.Checkpointer(url) as ckpt:
@@ -155,6 +194,49 @@ def forgets(tell: Tell, url: str, *, step: int) -> None:
     save = ckpt.save(step, {"x": torch.full((10,), float(step))})
     assert save is not None
     save.wait("memory", timeout_s=30)
+
+
+def left_by_one(tell: Tell, config: holdfast.Config, *, leaver: int, step: int, after_s: float) -> dict[str, Any]:
+    """One rank leaves its `with` by an exception, the others close: what was loaded, how it ended, in what time."""
+    rank = dist.get_rank()
+    told: dict[str, Any] = {"kind": "", "message": "", "hint": ""}
+    began = time.monotonic()
+    try:
+        with holdfast.Checkpointer(config) as ckpt:
+            told["found"] = ckpt.load({"x": torch.zeros(1000), "step": 0})
+            told["from"] = ckpt.last_load and ckpt.last_load.bytes_by_tier
+            save = ckpt.save(step, {"x": torch.full((1000,), float(step)), "step": step})
+            assert save is not None
+            save.wait("memory", timeout_s=30)
+            dist.barrier()
+            began = time.monotonic()
+            if rank == leaver:
+                time.sleep(after_s)
+                raise ZeroDivisionError
+    except HoldfastError as e:
+        told |= {"kind": e.kind, "message": e.message, "hint": e.hint}
+    except ZeroDivisionError:
+        told["kind"] = "left"
+    told["took_s"] = time.monotonic() - began
+    dist.barrier()
+    return told
+
+
+def closes_or_waits(tell: Tell, url: str, *, step: int) -> tuple[str, str]:
+    """Rank 0 closes, the others stay until killed; the error that rank 0 got."""
+    ckpt = holdfast.Checkpointer(url)
+    ckpt.load({"x": torch.zeros(1000)})
+    save = ckpt.save(step, {"x": torch.ones(1000)})
+    assert save is not None
+    save.wait("memory", timeout_s=30)
+    tell(step)
+    if dist.get_rank() > 0:
+        time.sleep(1000)
+    try:
+        ckpt.close()
+    except HoldfastError as e:
+        return e.kind, e.message
+    return "", ""
 
 
 def chained(tell: Tell, url: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import http.client
 import os
 import socket
 import stat
+import time
+import warnings
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -155,3 +157,39 @@ def test_two_runs_on_one_node_have_agents_of_their_own(place):
     with holdfast.Checkpointer(str(other)) as ckpt:
         assert ckpt.load({"x": x}) == 2
     assert (x == 2).all()
+
+
+@contextmanager
+def deaf(socket_path):
+    """Something in the agent's place that takes calls and answers none."""
+    socket_path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path))
+        listening.listen(64)
+        yield
+    socket_path.unlink()
+
+
+def test_training_does_not_wait_for_an_agent_that_does_not_answer(place, monkeypatch):
+    monkeypatch.setenv("HOLDFAST_SLOT_WAIT_S", "0.3")
+    ckpt = holdfast.Checkpointer(place.url)
+    state = {"x": torch.ones(1000)}
+    ckpt.load(state)
+    due(ckpt.save(1, state)).wait("durable", timeout_s=30)
+    [agent] = processes.agents(place.arena_dir)
+    agent.kill()
+    agent.wait(10)
+    with deaf(place.arena / SOCKET):
+        took_s = []
+        for step in range(2, 12):
+            began = time.monotonic()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # steps are dropped
+                ckpt.save(step, state)
+            took_s.append(time.monotonic() - began)
+    assert max(took_s) < 1.5, took_s
+    assert sum(took_s) < 3, took_s
+    assert ckpt.steps(), "outside of training a new agent is waited for"
+    due(ckpt.save(20, state)).wait("durable", timeout_s=30)
+    ckpt.close()
+    assert place.committed()[-1] == (1, 20)

@@ -1,6 +1,8 @@
 """How a job's time with its agent ends: close, discard, promotion, leaving without a word, the next job."""
 
+import os
 import signal
+import time
 
 import pytest
 
@@ -10,6 +12,7 @@ from tests.integration import jobs, processes  # noqa: E402
 from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
+from holdfast.errors import HoldfastError, RunBusyError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -116,6 +119,90 @@ def test_a_process_that_forgets_to_close_loses_nothing(place, forker):
     with holdfast.Checkpointer(place.url) as ckpt:
         assert ckpt.load({"x": x}) == 4
     assert (x == 4).all()
+
+
+def test_after_a_failed_close_the_agent_goes_on_trying_and_then_goes(place, monkeypatch):
+    monkeypatch.setenv("HOLDFAST_IDLE_S", "1")
+    ckpt = holdfast.Checkpointer(tiers(place, every_steps=1000))
+    ckpt.load(filled(0))
+    due(ckpt.save(5, filled(5))).wait("memory", timeout_s=30)
+    images = place.home / "images"
+    images.write_text("a file where a directory is needed")
+    with pytest.raises(HoldfastError) as caught:
+        ckpt.close()
+    assert caught.value.tier == "posix"
+    time.sleep(1.5)
+    assert processes.agents(place.arena_dir), "it keeps the only copy"
+    images.unlink()
+    until(lambda: place.committed() == [(1, 5)], "the agent makes the step durable after all")
+    until(lambda: not processes.agents(place.arena_dir), "nothing keeps the agent any longer")
+    assert not list(place.arena_dir.rglob("slot-*"))
+
+
+def test_a_new_job_takes_over_after_a_failed_close(place):
+    config = tiers(place, every_steps=1000)
+    ckpt = holdfast.Checkpointer(config)
+    ckpt.load(filled(0))
+    due(ckpt.save(5, filled(5))).wait("memory", timeout_s=30)
+    images = place.home / "images"
+    images.write_text("a file where a directory is needed")
+    with pytest.raises(HoldfastError):
+        ckpt.close()
+    images.unlink()
+    with holdfast.Checkpointer(config) as ckpt:
+        assert ckpt.load(filled(0)) == 5
+        assert ckpt.last_load is not None
+        assert ckpt.last_load.bytes_by_tier.keys() == {"memory"}
+    assert place.committed() == [(1, 5)]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.0])
+def test_close_ends_promptly_when_another_rank_left_by_an_exception(place, forker, after_s):
+    config = tiers(place, every_steps=1000)
+    run = {"leaver": 1, "after_s": after_s}
+    closed, left = processes.start(forker, 2, jobs.left_by_one, config, step=7, **run).values()
+    assert left["kind"] == "left"
+    assert closed["took_s"] < after_s + 5, "it waited for a rank that will never come"
+    assert closed["kind"] == "rank-gone"
+    assert "rank 1" in closed["message"]
+    assert "step 7" in closed["message"]
+    assert closed["hint"]
+    assert place.committed() == [(1, 7)], "promoted, though it was due in memory only"
+    assert list(place.arena.glob("slot-*")), "the memory stays for the restart"
+    again = processes.start(forker, 2, jobs.left_by_one, config, step=8, leaver=-1, after_s=0).values()
+    assert [(r["kind"], r["found"], set(r["from"])) for r in again] == [("", 7, {"memory"})] * 2
+    until(lambda: not processes.agents(place.arena_dir), "all ranks closed, so the agent goes")
+    assert not list(place.arena_dir.rglob("slot-*"))
+
+
+def test_close_ends_promptly_when_another_rank_is_killed(place, forker):
+    job = processes.start(forker, 2, jobs.closes_or_waits, place.url, step=3)
+    for rank in (0, 1):
+        job.hear(rank)
+    job.signal(1, signal.SIGKILL)
+    kind, message = job.results()[0].value
+    assert kind == "rank-gone"
+    assert "rank 1" in message
+    assert place.committed() == [(1, 3)]
+
+
+def test_another_arena_of_the_run_is_refused_while_trainers_are_attached_there_and_only_then(place, monkeypatch):
+    first = holdfast.Checkpointer(place.url)
+    first.load(filled(0))
+    due(first.save(1, filled(1))).wait("durable", timeout_s=30)
+    other_arena = place.arena_dir / "other"
+    other_arena.mkdir()
+    monkeypatch.setenv("HOLDFAST_ARENA_DIR", str(other_arena))
+    with holdfast.Checkpointer(place.url) as second:
+        assert second.load(filled(0)) == 1
+        with pytest.raises(RunBusyError) as caught:
+            second.save(2, filled(2))
+        assert str(os.getpid()) in caught.value.message
+        with pytest.raises(ZeroDivisionError), first:
+            raise ZeroDivisionError
+        assert len(processes.agents(place.arena_dir)) == 2, "the first agent stays, idle"
+        due(second.save(2, filled(2))).wait("durable", timeout_s=30)
+    assert place.committed() == [(1, 1), (2, 2)]
 
 
 def test_a_step_saved_right_before_close_is_there(place):

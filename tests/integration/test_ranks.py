@@ -72,6 +72,28 @@ def test_replicas_that_differ_are_refused_by_name(place, forker, what, named):
     assert processes.start(forker, 2, jobs.agreeing, place.url, step=9).values() == [7, 7]
 
 
+def test_plain_values_that_differ_by_rank_are_warned_of_once_with_the_path(place, forker):
+    of_rank = processes.start(forker, 3, jobs.plain_values, place.url, differ=True).values()
+    for first, second in of_rank:
+        [warning] = first
+        assert "'conf.rates.1'" in warning
+        assert "rank 1, 2" in warning
+        assert "per_rank" in warning
+        assert second == [], "steady saves compare nothing"
+
+
+def test_ranks_that_do_not_share_an_arena_are_refused_at_once(place, forker):
+    for kind, message, took_s in processes.start(forker, 2, jobs.arena_of_its_own, place.url).values():
+        assert kind == "usage"
+        assert "rank 1" in message
+        assert took_s < 20
+    assert not processes.agents(place.arena_dir)
+
+
+def test_plain_values_that_are_alike_are_not_warned_of(place, forker):
+    assert processes.start(forker, 2, jobs.plain_values, place.url, differ=False).values() == [([], [])] * 2
+
+
 def test_values_of_each_rank_at_another_number_of_ranks(place, forker):
     processes.start(forker, 2, jobs.own_values, place.url).values()
     seen = []

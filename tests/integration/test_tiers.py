@@ -33,6 +33,15 @@ def test_a_bare_url_means_memory_and_that_url(place):
         assert all(s.size_bytes >= 20_000 for s in steps)
 
 
+def test_a_file_tier_in_memory_is_warned_of(place):
+    home = place.arena_dir / "home"
+    with pytest.warns(RuntimeWarning, match="tier posix: .*/home is on tmpfs"):
+        ckpt = holdfast.Checkpointer(str(home))
+    with ckpt:
+        ckpt.load(filled(0))
+        due(ckpt.save(1, filled(1))).wait("durable", timeout_s=30)
+
+
 def test_each_tier_has_its_own_cadence_and_retention(place):
     slow = place.home.parent / "slow"
     config = holdfast.Config(

@@ -8,9 +8,9 @@ import pytest
 from holdfast.cli.health import space
 from holdfast.cli.health.finding import Level
 from holdfast.cli.health.limits import memory_limits, tightest
-from holdfast.cli.health.mounts import Mount, existing, mount_of
 from holdfast.cli.health.surroundings import Surroundings, what_ends_with_us
 from holdfast.config import Config
+from holdfast.tiers.posix.mounts import Mount, existing, mount_of
 
 MOUNTS = """\
 27 1 254:0 / / rw - ext4 /dev/vda rw

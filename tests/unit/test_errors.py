@@ -11,8 +11,8 @@ from holdfast import errors
 EXIT_CODES = {
     "error": 1, "usage": 2, "config": 3, "closed": 4, "step-exists": 5, "unsupported-value": 6,
     "replica-mismatch": 7, "structure": 8, "capacity": 9, "not-due": 10, "superseded": 20, "run-busy": 21,
-    "agent": 22, "deadline": 23, "load": 30, "not-found": 31, "step-dropped": 32, "step-lost": 33, "skipped": 34,
-    "corrupt": 40, "format-version": 41, "tier": 50, "tier-unavailable": 51, "tier-full": 52,
+    "agent": 22, "deadline": 23, "rank-gone": 24, "load": 30, "not-found": 31, "step-dropped": 32, "step-lost": 33,
+    "skipped": 34, "corrupt": 40, "format-version": 41, "tier": 50, "tier-unavailable": 51, "tier-full": 52,
     "tier-permission": 53, "already-exists": 54,
 }  # fmt: skip
 

@@ -393,6 +393,25 @@ def test_close_says_when_nothing_can_take_the_step_and_can_be_asked_again():
     assert committed(world) == [(1, 1)]
 
 
+def test_a_close_that_failed_is_tried_again_when_nobody_is_left_to_ask():
+    world = started(World(rules_of(posix=1)))
+    world.save(1)
+    world.seal()
+    world.tell_run(events.CloseAsked())
+    world.fail(next(world.find(actions.Upload)))
+    assert world.run.insecure() == ERROR
+    world.kill_trainers()
+    world.fail(next(world.find(actions.Upload)))
+    world.fire(None, "idle")
+    assert len(world.ended) == 1, "what it alone holds is not given up"
+    world.work()
+    assert committed(world) == [(1, 1)]
+    assert world.run.insecure() is None
+    world.fire(None, "idle")
+    assert world.ended[-1] == actions.Ended("idle", None, free=True)
+    assert held(world) == []
+
+
 def test_close_goes_on_when_the_tier_recovers():
     world = started(World(rules_of(posix=1)))
     world.save(1)

@@ -63,7 +63,7 @@ class Agent:
         """Map what an earlier agent left, build the machines, look at the tiers."""
         settings = self.settings
         self.arena = Arena(self.root, settings.arena_budget_bytes)
-        self.shelf = Shelf(settings)
+        self.shelf = Shelf(settings, self.root)
         self.executor = Executor(
             arena=self.arena,
             shelf=self.shelf,
@@ -76,9 +76,9 @@ class Agent:
         self.stopping = StopProposals(self.run_page)
         self.poller = Poller(self.arena, self.launches, self.executor.tell_node)
         self.admission = Admission(self)
-        self.ownership = Ownership(self)
-        self.loading = Loading(self)
-        self.closing = Closing(self)
+        self.ownership = Ownership(self, self.executor, self.arena, self.shelf, self.run_page)
+        self.loading = Loading(self, self.executor, self.arena, self.shelf)
+        self.closing = Closing(self, self.executor, self.launches, self.poller)
         self.launches.adopt()
         await self.ownership.find_again()
         self._adopt_slots()
@@ -119,7 +119,7 @@ class Agent:
 
     def _watch_trainers(self) -> None:
         here = self.launches.anyone_alive
-        if self.trainers_here and not here and not self.launches.all_closed:
+        if self.trainers_here and not here and not self.closing.ended_well:
             log.info("every trainer is gone")
             # What they staged last may not have been told yet.
             self.poller.poll(self.settings.tiers)

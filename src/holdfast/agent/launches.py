@@ -11,7 +11,7 @@ from pathlib import Path
 
 from holdfast.errors import RunBusyError
 from holdfast.wire.messages import Launch
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, TrainerPage, process_alive
+from holdfast.wire.pages import PAGE_BYTES, LetGo, MappedFile, TrainerPage, process_alive
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Trainer:
     @property
     def alive(self) -> bool:
         """Whether its process exists and has not let go."""
-        return not self.page.closed and process_alive(self.page.pid, self.page.start)
+        return not self.page.let_go and process_alive(self.page.pid, self.page.start)
 
 
 class Launches:
@@ -44,18 +44,26 @@ class Launches:
         self.trainers: dict[int, Trainer] = {}
 
     def adopt(self) -> None:
-        """Take up the pages of a launch that attached to an agent before this one."""
+        """Take up the pages of a launch that attached to an agent before this one and has a process that lives.
+
+        Also those of its ranks that are gone: how they went decides how the launch ends.
+        """
         for path in sorted(self._root.glob("trainer-*.page")):
             file = MappedFile(path)
             page = TrainerPage(file.buffer)
-            if len(file.buffer) < PAGE_BYTES or not page.valid or not process_alive(page.pid, page.start):
-                page.release()
-                file.close()
-                path.unlink(missing_ok=True)
+            if page.valid and process_alive(page.pid, page.start):
+                self.launch, self.world_size = _launch_of(page), page.world_size
+            page.release()
+            file.close()
+        for path in sorted(self._root.glob("trainer-*.page")):
+            file = MappedFile(path)
+            page = TrainerPage(file.buffer)
+            if self.launch and page.valid and _launch_of(page) == self.launch:
+                self.trainers[page.rank] = Trainer(page.rank, file, page, closed=page.let_go == LetGo.CLOSED)
                 continue
-            self.launch = f"{page.launch_hi:016x}{page.launch_lo:016x}"
-            self.world_size = page.world_size
-            self.trainers[page.rank] = Trainer(page.rank, file, page)
+            page.release()
+            file.close()
+            path.unlink(missing_ok=True)
 
     def blockers(self, launch: str) -> list[int]:
         """Process ids of another launch that still live."""
@@ -84,7 +92,7 @@ class Launches:
     def _admit(self, launch: Launch) -> None:
         known = self.trainers.get(launch.rank)
         if known is not None and (known.page.pid, known.page.start) == (launch.pid, launch.start):
-            known.page.closed = 0
+            known.page.let_go = LetGo.NO
             return
         file = MappedFile(self._root / page_name(launch.rank), PAGE_BYTES)
         page = TrainerPage(file.buffer)
@@ -108,6 +116,22 @@ class Launches:
     def all_closed(self) -> bool:
         return self.complete and all(t.closed for t in self.trainers.values())
 
+    @property
+    def left(self) -> list[int]:
+        """Ranks that are gone and never closed."""
+        return [r for r in range(self.world_size) if self._ending_of(r) is LetGo.LEFT]
+
+    @property
+    def open(self) -> list[int]:
+        """Ranks that may still save and have yet to close; one without a page (its arena was removed) may yet come."""
+        return [r for r in range(self.world_size) if self._ending_of(r) is LetGo.NO]
+
+    def _ending_of(self, rank: int) -> LetGo:
+        trainer = self.trainers.get(rank)
+        if trainer is not None and trainer.closed:
+            return LetGo.CLOSED
+        return LetGo.NO if trainer is None or trainer.alive else LetGo.LEFT
+
     def forget(self) -> None:
         """Drop the pages of a launch that is over."""
         for trainer in self.trainers.values():
@@ -122,6 +146,10 @@ class Launches:
         for trainer in self.trainers.values():
             trainer.page.release()
             trainer.file.close()
+
+
+def _launch_of(page: TrainerPage) -> str:
+    return f"{page.launch_hi:016x}{page.launch_lo:016x}"
 
 
 def page_name(rank: int) -> str:

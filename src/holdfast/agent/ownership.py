@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from holdfast.agent.arena import Arena
+from holdfast.agent.executor import Executor
+from holdfast.agent.host import Host
+from holdfast.agent.shelf import Shelf
 from holdfast.errors import HoldfastError, NotFoundError, SupersededError
 from holdfast.lifecycle import events
 from holdfast.wire import messages
-
-if TYPE_CHECKING:
-    from holdfast.agent.agent import Agent
+from holdfast.wire.pages import RunPage
 
 log = logging.getLogger("holdfast.agent")
 
@@ -26,48 +27,53 @@ class Ownership:
     Threads: the agent's event loop; tiers are read in the shelf's pool.
     """
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, host: Host, executor: Executor, arena: Arena, shelf: Shelf, run_page: RunPage) -> None:
+        self._host = host
+        self._executor = executor
+        self._arena = arena
+        self._shelf = shelf
+        self._run_page = run_page
 
     @property
     def coordinator(self) -> str:
         """Where another launch can ask whether this one lives: boot id and socket of this node."""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{self._agent.root / 'agent.sock'}"
+        return f"{boot}:{self._arena.root / 'agent.sock'}"
 
     async def find_again(self) -> None:
         """What the run page says we own, if no later attempt was claimed elsewhere.
 
         A tier that cannot be read now is asked again in the background: until then nothing is committed or pruned.
         """
-        if self._agent.run_page.attempt and not await self._found():
-            self._agent.later(self._find_later())
+        if self._run_page.attempt and not await self._found():
+            self._host.later(self._find_later())
 
     async def _found(self) -> bool:
-        agent = self._agent
-        own = agent.run_page.attempt
+        own = self._run_page.attempt
         try:
-            lineage, highest = await agent.in_thread(agent.shelf.lineage)
+            lineage, highest = await self._host.in_thread(self._shelf.lineage)
         except HoldfastError as e:
-            agent.reported(e.to_dict())
+            self._host.reported(e.to_dict())
             return False
         if highest < own:
-            agent.reported(NotFoundError(f"the claim of attempt {own}, which this arena made, is not there").to_dict())
+            self._host.reported(
+                NotFoundError(f"the claim of attempt {own}, which this arena made, is not there").to_dict()
+            )
             return False
         if highest > own:
             self._superseded(highest)
             return True
-        agent.shelf.owner = own
-        agent.executor.tell_run(events.AttemptOwned(own, lineage))
-        agent.later(self._catch_up())
+        self._shelf.owner = own
+        self._executor.tell_run(events.AttemptOwned(own, lineage))
+        self._host.later(self._catch_up())
         return True
 
     async def _find_later(self) -> None:
         wait_s = 1.0
-        own = self._agent.run_page.attempt
-        while self._agent.run_page.attempt == own:
+        own = self._run_page.attempt
+        while self._run_page.attempt == own:
             await asyncio.sleep(wait_s)
-            if self._agent.run_page.attempt != own or await self._found():
+            if self._run_page.attempt != own or await self._found():
                 return
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -76,53 +82,61 @@ class Ownership:
 
         Raises: RunBusyError while another arena of this machine coordinates the run; TierError.
         """
-        agent = self._agent
-        await agent.in_thread(agent.shelf.refuse_other_owner, self.coordinator)
-        seen = max((s.page.attempt for s in agent.arena.slots.values()), default=0)
-        attempt, lineage = await agent.in_thread(agent.shelf.claim, body.parent, self.coordinator, seen)
-        agent.run_page.attempt = attempt
-        agent.run_page.superseded_by = 0
+        await self._host.in_thread(self._shelf.refuse_other_owner, self.coordinator)
+        seen = max((s.page.attempt for s in self._arena.slots.values()), default=0)
+        attempt, lineage = await self._host.in_thread(self._shelf.claim, body.parent, self.coordinator, seen)
+        self._run_page.attempt = attempt
+        self._run_page.superseded_by = 0
         log.info("attempt %d, standing on %s", attempt, body.parent)
-        agent.executor.tell_run(events.AttemptOwned(attempt, lineage))
-        agent.later(self._catch_up())
+        self._executor.tell_run(events.AttemptOwned(attempt, lineage))
+        self._host.later(self._catch_up())
         return messages.AttemptAnswer(attempt)
 
     async def _catch_up(self) -> None:
         """In the background, once we own an attempt: commit what was flushed whole and never committed, remove what
         dead agents left, and tell the run machine what stands where."""
-        agent = self._agent
         try:
-            for tier, checkpoint in await agent.in_thread(agent.shelf.roll_forward):
+            for tier, checkpoint in await self._host.in_thread(self._shelf.roll_forward):
                 log.info("rolled %s forward on %s", checkpoint, tier)
-            in_flight = {s.checkpoint for s in agent.executor.run.steps()}
-            await agent.in_thread(agent.shelf.tidy, in_flight)
+            await self._host.in_thread(self._shelf.sweep_uploads)
         except HoldfastError as e:
             self.maybe_superseded(e)
-            agent.reported(e.to_dict())
+            self._host.reported(e.to_dict())
         await self.read_catalogs()
+        await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Not before every node has told what it holds: a step of which one still flushes its part is in flight."""
+        run, shelf = self._executor.run, self._shelf
+        if not run.told:
+            return
+        try:
+            await self._host.in_thread(shelf.tidy, {s.checkpoint for s in run.steps()})
+        except HoldfastError as e:
+            self.maybe_superseded(e)
+            self._host.reported(e.to_dict())
 
     async def read_catalogs(self) -> None:
         """List every tier; one that cannot be listed is reported, and listed again after the next claim."""
-        agent = self._agent
-        for rule in agent.settings.tiers:
+        for rule in self._host.settings.tiers:
             if rule.is_memory:
                 continue
             try:
-                committed, tombstoned = await agent.in_thread(agent.shelf.catalog, rule.name)
-                agent.executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned))
+                committed, tombstoned = await self._host.in_thread(self._shelf.catalog, rule.name)
+                self._executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned))
             except HoldfastError as e:
-                agent.executor.tell_run(events.CatalogFailed(rule.name, e.to_dict()))
+                self._executor.tell_run(events.CatalogFailed(rule.name, e.to_dict()))
 
     def maybe_superseded(self, error: HoldfastError) -> None:
         """A commit or a deletion failed; if somebody else owns the run, say so on the run page."""
         if isinstance(error, SupersededError):
-            self._agent.later(self._look_for_successor())
+            self._host.later(self._look_for_successor())
 
     async def _look_for_successor(self) -> None:
-        _, highest = await self._agent.in_thread(self._agent.shelf.lineage)
-        if highest > self._agent.run_page.attempt:
+        _, highest = await self._host.in_thread(self._shelf.lineage)
+        if highest > self._run_page.attempt:
             self._superseded(highest)
 
     def _superseded(self, highest: int) -> None:
-        self._agent.run_page.superseded_by = highest
-        self._agent.executor.tell_run(events.SupersededBy(highest))
+        self._run_page.superseded_by = highest
+        self._executor.tell_run(events.SupersededBy(highest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
@@ -11,9 +12,10 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from holdfast.config import Settings
-from holdfast.errors import HoldfastError, RunBusyError
+from holdfast.errors import AgentError, HoldfastError, RunBusyError
 from holdfast.format.image import read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
@@ -23,13 +25,14 @@ from holdfast.model.manifest import Manifest
 from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, sweep
 from holdfast.store import catalog as catalogs
 from holdfast.tiers import open_tier
-from holdfast.tiers.contract import Tier
+from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry
-from holdfast.wire.client import connect
+from holdfast.wire.client import AgentClient
 
 _STORE_THREADS = 4
 _FETCHES = 2
 _MANIFESTS_KEPT = 64
+_ASK_S = 5.0
 
 
 @dataclass(slots=True)
@@ -52,9 +55,10 @@ class Shelf:
     Threads: any; each method blocks.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, arena: Path) -> None:
         self._settings = settings
-        self._nonce = uuid.uuid4().hex[:12]
+        self._arena = _arena_id(arena)
+        self._name = f"{self._arena}.{uuid.uuid4().hex[:12]}"
         self.owner = 0
         self.tiers: dict[str, Tier] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
@@ -70,7 +74,7 @@ class Shelf:
     def _open(self) -> None:
         for rule in self._settings.tiers:
             if not rule.is_memory and rule.name not in self.tiers:
-                opened = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=f"0.{self._nonce}")
+                opened = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
                 tier = Retry(opened)
                 self.tiers[rule.name] = tier
                 threads = tier.capabilities.concurrency
@@ -123,11 +127,11 @@ class Shelf:
         boot, _, path = newest.coordinator.partition(":")
         if boot != own_coordinator.partition(":")[0] or not os.path.exists(path):
             return
-        with contextlib.suppress(OSError):
-            connect(Path(path), 1.0).close()
+        attached = _attached_at(Path(path))
+        if attached:
             raise RunBusyError(
-                f"attempt {newest.attempt} of this run is coordinated at {path}, where an agent answers",
-                hint="end that job (or its agent: `holdfast agent URL --stop`) first, or use another run name",
+                f"attempt {newest.attempt} of this run is coordinated at {path}, where {attached}",
+                hint="end that job first, or use another run name",
             )
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -246,15 +250,42 @@ class Shelf:
         plan = sweep.SweepPlan(tuple(images), 0)
         sweep.execute_sweep(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
 
-    def tidy(self, in_flight: Collection[CheckpointId]) -> None:
-        """Remove what dead agents left: temporary files, images of old steps that no manifest and no flight names."""
+    def sweep_uploads(self) -> None:
+        """Remove unfinished uploads whose agent is surely dead.
+
+        That is every other agent of this arena, whose lock we hold. Of other arenas and nodes only time tells.
+        """
         for _, tier in self._shelved():
-            tier.sweep()
+            tier.sweep(owner_prefix=f"{self._arena}.")
+            tier.sweep(untouched_s=ABANDONED_S)
+
+    def tidy(self, in_flight: Collection[CheckpointId]) -> None:
+        """Remove images of old steps that no manifest and no flight of any node names."""
+        for _, tier in self._shelved():
             plan = sweep.plan_sweep(catalogs.read_catalog(tier), in_flight=in_flight)
             sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
     def close(self) -> None:
+        """Wait for what the pools still do, then let go of the tiers."""
         for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for tier in self.tiers.values():
             tier.close()
+
+
+def _arena_id(arena: Path) -> str:
+    """Tells arenas apart, on one node and on several. Two containers may have a path in common, not its file system."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{boot}:{arena.stat().st_dev}:{arena}".encode()).hexdigest()[:12]
+
+
+def _attached_at(socket_path: Path) -> str:
+    """Who trains with the agent that answers there, in words; empty when nobody does, or no agent is there."""
+    try:
+        status: dict[str, Any] = AgentClient(socket_path).get("/status", dict, timeout_s=_ASK_S)
+    except AgentError:
+        return ""
+    except HoldfastError as e:
+        return e.message  # it lives and does not say: perhaps somebody trains
+    pids = [str(t["pid"]) for t in status.get("trainers", ()) if t["alive"]]
+    return f"process {', '.join(pids)} trains" if pids else ""

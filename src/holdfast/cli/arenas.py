@@ -173,7 +173,7 @@ def _page(path: Path) -> memoryview | None:
 def _trainer(path: Path) -> Iterator[int]:
     data = _page(path)
     page = TrainerPage(data) if data is not None else None
-    if page is not None and page.valid and not page.closed and process_alive(page.pid, page.start):
+    if page is not None and page.valid and not page.let_go and process_alive(page.pid, page.start):
         yield page.pid
 
 

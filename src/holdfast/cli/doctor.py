@@ -22,6 +22,7 @@ from holdfast.cli.output import Column, Grid, write, write_grid, write_json
 from holdfast.cli.runs import Run, name_of, open_run
 from holdfast.config import Config, Settings
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.model.place import Scope
 from holdfast.tiers.posix import path_of_url
 from holdfast.units import format_bytes, parse_bytes
 
@@ -90,7 +91,8 @@ def _look(settings: Settings, url: str | None, state_bytes: int | None, found: l
     yield from what_ends_with_us(read_surroundings(Path(settings.arena_dir)))
     if url is not None:
         if urlsplit(url).scheme == "file":
-            yield from home_abilities(_path(url))
+            scope = next((t.scope for t in settings.tiers if t.url == url), Scope.SHARED)
+            yield from home_abilities(_path(url), scope)
         yield from agent_findings(arena)
 
 

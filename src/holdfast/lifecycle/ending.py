@@ -5,6 +5,8 @@
 | closing | every rank closed | all due flushes are settled, the newest whole step is durable (or nowhere: error) |
 | detached | no trainer lives | as closing, and idle for `idle_s`; while not durable it is tried again every `idle_s` |
 | terminating | SIGTERM | the newest whole step is durable (or nowhere: error), or the grace is over (error) |
+
+A close that failed becomes detached when no trainer lives to ask again.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Ending:
         """Nobody stages anything more, and nobody said that the memory may go."""
         self._ledger.everyone_gone = True
         self._p.drop_incomplete()
-        if self._goal is Goal.NONE:
+        if self._goal is Goal.NONE or (self._goal is Goal.CLOSING and self._failed):
             self._begin(Goal.DETACHED)
             self._p.do(actions.StartTimer(IDLE, self.idle_s))
 
@@ -178,7 +180,7 @@ class Ending:
         if newest is None or self._durable(newest):
             return None
         if not self._ledger.owner:
-            return AgentError("the attempt could not be determined, so nothing can be committed").to_dict()
+            return self.insecure()
         for rule in durable_order(self._ledger.rules):
             book, progress = self._ledger.books[rule.name], newest.tiers.get(rule.name)
             if book.forgotten(newest.id):
@@ -191,6 +193,15 @@ class Ending:
                 return None
             if progress is not None and progress.state in OPEN:
                 return None
+        return self.insecure()
+
+    def insecure(self) -> events.Error | None:
+        """Why the newest whole step is not durable; None when it is, or there is none."""
+        newest = self._newest()
+        if newest is None or self._durable(newest):
+            return None
+        if not self._ledger.owner:
+            return AgentError("the attempt could not be determined, so nothing can be committed").to_dict()
         errors = [p.error for p in newest.tiers.values() if p.error is not None]
         return errors[-1] if errors else AgentError(f"no tier can take {newest.id}").to_dict()
 

@@ -113,6 +113,15 @@ class RunMachine:
         """What an end would wait for, in words; empty when nothing."""
         return self._ending.waiting_for()
 
+    @property
+    def told(self) -> bool:
+        """Whether every node and tier has said what it has, so that a step not known here is nobody's."""
+        return self._ledger.told
+
+    def insecure(self) -> events.Error | None:
+        """Why the newest whole step is not durable and nothing goes on about it; None when there is no such step."""
+        return self._ending.insecure()
+
     # -- whose run it is ----------------------------------------------------------------------------------------------
     def _attempt_owned(self, event: events.AttemptOwned) -> None:
         """The run is ours: what was left behind is given up, what waited for the right to commit is committed."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from holdfast.errors import ConfigError
 from holdfast.model.place import Scope
 from holdfast.tiers.contract import Tier
 from holdfast.tiers.memory import HeapSlots, MemoryTier, SlotSource
 from holdfast.tiers.posix import PosixTier, path_of_url
+from holdfast.tiers.posix.mounts import mount_of
 
-__all__ = ["open_tier"]
+__all__ = ["open_tier", "weakness_of"]
 
 _SUPPORTED = "file:///path, a plain path, memory:"
 
@@ -25,7 +28,7 @@ def open_tier(
     """The tier a URL names.
 
     Args:
-        owner: `{attempt}.{agent nonce}`, how this process's temporary objects are known to a successor.
+        owner: `{arena}.{agent nonce}`, how this process's temporary objects are known to a successor.
         scope: None: memory is the node's, everything else shared.
         slots: where a memory tier keeps images; None: on the heap of this process.
         create: create the last component of a path and check that it can be written; false for readers.
@@ -42,3 +45,13 @@ def open_tier(
     if "://" in url and not url.startswith("file://"):
         raise ConfigError(f"{url!r} has an unknown scheme", hint=f"supported are {_SUPPORTED}", tier=name)
     return PosixTier(path_of_url(url), name=name, owner=owner, scope=scope or Scope.SHARED, create=create)
+
+
+def weakness_of(url: str) -> str:
+    """Why what is durable at a URL may be lost sooner than its user expects, in words; empty where nothing is known."""
+    if not url.startswith("file:"):
+        return ""
+    mount = mount_of(Path(path_of_url(url)))
+    if not mount.in_memory:
+        return ""
+    return f"{url} is on {mount.type}, a memory file system: what is durable there is lost with the node's memory"

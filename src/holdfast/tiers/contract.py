@@ -109,12 +109,18 @@ class Tier(Protocol):
         is settled before anything durable is built on it. Idempotent; nothing under the prefix is no error.
         """
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
-        """Remove left-over unfinished uploads, of `owner_prefix` or (None) of all. Returns how many."""
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
+        """Remove left-over unfinished uploads, of `owner_prefix` or (None) of all; never those of this tier's owner.
+
+        With `untouched_s` only those nobody wrote to for so long, by the tier's own clock. Returns how many.
+        """
 
     def close(self) -> None:
         """Release descriptors and threads. Idempotent."""
 
+
+ABANDONED_S = 3600.0
+"""An unfinished upload that nobody wrote to for so long has no living owner: a flush writes every few milliseconds."""
 
 TEMPORARY = ".tmp"
 """First component of no key: where backends keep what is not published yet."""

@@ -192,8 +192,8 @@ class MemoryTier:
     def settle(self, prefix: str) -> None:
         """Nothing to do: what can be found survives what memory survives."""
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
-        """Give back slots of uploads whose owner is dead."""
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
+        """Give back slots of uploads whose owner is dead: memory knows that for sure, however long ago."""
         return self._slots.sweep(owner_prefix)
 
     def close(self) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-import uuid
 import warnings
-import weakref
 from types import TracebackType
 from typing import Any
 
@@ -16,23 +13,19 @@ from holdfast.config import Config, Settings
 from holdfast.errors import (
     ClosedError,
     DeadlineError,
-    HoldfastError,
-    StepDroppedError,
-    StepExistsError,
-    SupersededError,
     UsageError,
     from_dict,
 )
-from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_tiers
-from holdfast.tiers import open_tier
+from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
 from holdfast.trainer.plan import StagePlan
-from holdfast.trainer.ranks import Ranks, Talk
+from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
-from holdfast.trainer.session import Session
+from holdfast.trainer.saves import Saves
 from holdfast.trainer.stopping import Stopping
 from holdfast.wire import messages
+from holdfast.wire.pages import LetGo
 
 _CLOSE_POLL_S = 5.0
 
@@ -72,17 +65,16 @@ class Checkpointer:
         settings = config.resolve()
         self._ranks = Ranks(group, settings.load_timeout_s)
         with self._ranks.talk() as talk:
-            launch = talk.first(lambda: _check_tiers(settings))
-            self._session = _attach_all(talk, settings, launch)
+            check_one_node(talk.gather(this_node(settings)))
+            launch, doubts = talk.first(lambda: check_tiers(settings))
+            self._session = attach_all(talk, settings, launch)
+        for doubt in doubts if self._ranks.rank == 0 else ():
+            warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         self._stopping = Stopping(self._session)
         self._plan = StagePlan(settings.run, self._ranks)
+        self._saves = Saves(self._session, self._ranks, self._plan)
         self.last_load: Loaded | None = None
-        self._parent: CheckpointId | None = None
-        self._attempt = 0
-        self._last_step = -1
-        self._errors_seen = 0
         self._closed = False
-        self._handles: weakref.WeakSet[Save] = weakref.WeakSet()
 
     # -- public -------------------------------------------------------------------------------------------------------
     def prepare(self, state: dict[str, Any]) -> None:
@@ -100,7 +92,7 @@ class Checkpointer:
 
     def prepared(self) -> bool:
         """Whether the arena is faulted from this side, so that the first save is as quick as any other."""
-        return self._session.faulted()
+        return self._session.slots.faulted()
 
     def load(self, state: dict[str, Any], *, step: int | None = None, strict: bool = True) -> int | None:
         """Load the newest loadable step (or `step` of the lineage) into `state`, in place, on all ranks.
@@ -116,8 +108,7 @@ class Checkpointer:
         self.last_load = loader.load(state, step=step, strict=strict)
         loaded = self.last_load.checkpoint if self.last_load is not None else None
         if loaded is not None or step is None:
-            self._parent, self._attempt, self._last_step = loaded, 0, -1
-            self._session.page.attempt, self._session.page.current_step = 0, -1
+            self._saves.stand_on(loaded)
         self.prepare(state)
         return None if loaded is None else loaded.step
 
@@ -146,15 +137,18 @@ class Checkpointer:
         began = time.perf_counter()
         self._session.ensure()
         due = due_tiers(step, self._settings.tiers, force=force)
-        if due and step <= self._last_step:
-            raise _order_error(step, self._last_step, self._attempt)
+        if due:
+            self._saves.check_order(step)
         self._session.page.current_step = step
         if self._stopping.observe(step):
             due = due_tiers(step, self._settings.tiers, force=True)
-        self._report_background_errors()
-        if not due or step <= self._last_step:
+        self._saves.report_background_errors()
+        if not due or step <= self._saves.last_step:
             return None
-        return self._save(step, state, due, began)
+        # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
+        # ranks wait for this one.
+        patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
+        return self._saves.make(step, state, due, began=began, patience_s=patience_s)
 
     def steps(self) -> list[messages.StepInfo]:
         """Every step of the run that exists anywhere, oldest first."""
@@ -174,7 +168,8 @@ class Checkpointer:
         """Wait, bounded, for due flushes, promote the newest whole step to a tier that outlives the node, and free the
         memory when every rank has closed. With `discard` nothing is waited for or promoted. Idempotent.
 
-        Raises: DeadlineError, TierError: the memory stays with the agent, which goes on trying.
+        Raises: DeadlineError, TierError: the memory stays with the agent, which goes on trying. RankGoneError when
+            another rank left without closing: what was due is flushed all the same, the memory stays for the restart.
         """
         if self._closed:
             return
@@ -182,10 +177,8 @@ class Checkpointer:
         self._stopping.uninstall()
         try:
             self._await_end(discard)
-            for handle in list(self._handles):
-                handle.keep_answer()
         finally:
-            self._let_go()
+            self._let_go(LetGo.CLOSED)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -210,77 +203,11 @@ class Checkpointer:
         if not self._closed:
             self._closed = True
             self._stopping.uninstall()
-            self._let_go()
+            self._let_go(LetGo.LEFT)
 
-    def _let_go(self) -> None:
+    def _let_go(self, how: LetGo) -> None:
         self._plan.forget()
-        self._session.detach()
-
-    def _save(self, step: int, state: dict[str, Any], due: frozenset[str], began: float) -> Save:
-        if self._attempt:
-            self._plan.follow(state)
-        else:
-            self._claim(state)
-        slot = self._session.take(step, self._plan.image_bytes)
-        page = self._session.page
-        self._last_step = step
-        if slot is None:
-            page.given_up_step = step
-            error = StepDroppedError(
-                "no slot came free in time, so this step was dropped",
-                hint="a tier is too slow for its every_steps: save less often there, or raise HOLDFAST_SLOT_WAIT_S",
-                step=step,
-            )
-            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
-            return self._handle(step, due, began, error)
-        try:
-            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due))
-        except BaseException:
-            # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
-            page.given_up_step = step
-            self._session.give_back(slot)
-            raise
-        return self._handle(step, due, began, None)
-
-    def _handle(self, step: int, due: frozenset[str], began: float, dropped: HoldfastError | None) -> Save:
-        stall_s = time.perf_counter() - began
-        page = self._session.page
-        page.saves += 1
-        page.stall_last_ns = round(stall_s * 1e9)
-        page.stall_ns += round(stall_s * 1e9)
-        handle = Save(self._session, attempt=self._attempt, step=step, due=due, stall_s=stall_s, dropped=dropped)
-        self._handles.add(handle)
-        return handle
-
-    def _mask(self, due: frozenset[str]) -> int:
-        return sum(1 << r.index for r in self._settings.tiers if r.name in due)
-
-    def _claim(self, state: dict[str, Any]) -> None:
-        """The first save after a start or a load: the one collective of a save."""
-        body = messages.ClaimAttempt(self._parent)
-        with self._ranks.talk() as talk:
-            talk.each(lambda: self._plan.follow(state))
-            # Compared first: an attempt that saves nothing would only stand in front of what is there.
-            self._plan.settle(talk)
-            answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
-        self._attempt = answer.attempt
-        self._session.page.attempt = answer.attempt
-
-    def _report_background_errors(self) -> None:
-        """Warn of what went wrong behind the loop since the last save; being superseded always raises."""
-        run = self._session.run_page
-        if run.superseded_by > self._attempt > 0:
-            raise SupersededError(
-                f"attempt {run.superseded_by} owns the run now; this is attempt {self._attempt}",
-                hint="another job of the same run was started; end this one",
-            )
-        if run.errors <= self._errors_seen:
-            return
-        with contextlib.suppress(HoldfastError):
-            news = self._session.ask("/errors", messages.ErrorList, query={"since": self._errors_seen})
-            self._errors_seen = news.last
-            for error in news.errors:
-                warnings.warn(str(from_dict(error)), RuntimeWarning, stacklevel=4)
+        self._session.detach(how)
 
     def _await_end(self, discard: bool) -> None:
         """Ask again and again: the call is idempotent and survives the agent's death."""
@@ -288,46 +215,13 @@ class Checkpointer:
         body = messages.Close(self._session.rank, discard, wait_s=_CLOSE_POLL_S)
         while True:
             answer = self._session.tell("/close", body, messages.ClosedAnswer)
-            if answer.error is not None:
-                raise from_dict(answer.error)
-            if answer.closed:
+            if answer.closed or answer.error is not None:
+                self._saves.keep_answers()
+                if answer.error is not None:
+                    raise from_dict(answer.error)
                 return
             if time.monotonic() > deadline:
                 raise DeadlineError(
                     f"not everything was flushed within {self._settings.close_timeout_s:g} s: {answer.waiting_for}",
                     hint="the agent goes on flushing; look at `holdfast ls`, or raise HOLDFAST_CLOSE_TIMEOUT_S",
                 )
-
-
-def _check_tiers(settings: Settings) -> str:
-    """Open every tier once, so that a wrong URL is an error here and now; returns the launch id."""
-    for rule in settings.tiers:
-        if not rule.is_memory:
-            open_tier(rule.url, name=rule.name, scope=rule.scope, owner="probe").close()
-    return uuid.uuid4().hex
-
-
-def _attach_all(talk: Talk, settings: Settings, launch: str) -> Session:
-    """Attach every rank; an error on one is raised on all, and those that attached let go."""
-    made: list[Session] = []
-    try:
-        talk.each(lambda: made.append(Session(settings, launch=launch, rank=talk.rank, world_size=talk.size)))
-    except Exception:
-        for session in made:
-            session.detach()
-        raise
-    return made[0]
-
-
-def _order_error(step: int, last: int, attempt: int) -> HoldfastError:
-    if step == last:
-        return StepExistsError(
-            f"step {step} was already saved in attempt {attempt}",
-            hint="save each step once; a load starts anew",
-            step=step,
-        )
-    return StepExistsError(
-        f"step {step} comes after step {last} in attempt {attempt}",
-        hint="steps go up within an attempt; call load(step=...) to go back",
-        step=step,
-    )

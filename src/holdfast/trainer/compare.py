@@ -1,12 +1,16 @@
-"""The one comparison of replicas: what is split among ranks must be the same bytes on all of them."""
+"""The comparisons of ranks: what is split among them must be the same bytes, unmarked plain values should be alike."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from holdfast.errors import UnsupportedValueError
 from holdfast.format.checksum import crc64nvme
+from holdfast.trainer import values
 from holdfast.trainer.capture import Captured
 
 
@@ -24,6 +28,44 @@ def first_difference(per_rank: Sequence[Mapping[str, int]]) -> str | None:
             if seen.setdefault(fqn, crc) != crc:
                 return fqn
     return None
+
+
+def plain_digests(tree: Mapping[str, Any]) -> dict[str, str]:
+    """A digest per item of the plain values that are rank 0's. A value that cannot be saved is like no other."""
+    return {path: _digest(value) for path, value in tree.items()}
+
+
+def leaf_digests(path: str, value: Any) -> dict[str, str]:
+    """The same, of everything in the value at `path`."""
+    return {where: _digest(leaf) for where, leaf in _leaves(path, value)}
+
+
+def first_unlike(per_rank: Sequence[Mapping[str, str]]) -> tuple[str, list[int]] | None:
+    """The first path at which another rank differs from rank 0, and which ranks do."""
+    for path in dict.fromkeys(path for of_rank in per_rank for path in of_rank):
+        unlike = [r for r, of_rank in enumerate(per_rank) if of_rank.get(path) != per_rank[0].get(path)]
+        if unlike:
+            return path, unlike
+    return None
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        pairs = list(enumerate(value))
+    for key, item in pairs:
+        yield from _leaves(f"{path}.{key}", item)
+    if not pairs:
+        yield path, value
+
+
+def _digest(value: Any) -> str:
+    try:
+        return hashlib.blake2b(values.encode(value), digest_size=16).hexdigest()
+    except UnsupportedValueError:
+        return ""
 
 
 def _checksum(tensor: torch.Tensor) -> int:

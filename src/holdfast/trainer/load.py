@@ -147,7 +147,7 @@ class Loader:
         return sources, bad
 
     def _open(self, image: messages.FetchedImage) -> Source:
-        slot = self._session.slot(image.slot)
+        slot = self._session.slots.slot(image.slot)
         if slot.page.state != SlotState.HELD or slot.page.generation != image.generation:
             raise CorruptError(f"slot {image.slot} no longer holds {image.id}")
         buffer = slot.room(image.size_bytes)

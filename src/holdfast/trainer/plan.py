@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import ReplicaMismatchError
@@ -9,10 +10,10 @@ from holdfast.format.image import plain_fits
 from holdfast.format.layout import Template, lay_out
 from holdfast.model.image import Piece
 from holdfast.trainer.capture import Capture, Captured
-from holdfast.trainer.compare import fingerprints, first_difference
+from holdfast.trainer.compare import fingerprints, first_difference, first_unlike, leaf_digests, plain_digests
 from holdfast.trainer.ranks import Ranks, Talk
-from holdfast.trainer.session import TrainerSlot
 from holdfast.trainer.shares import Shares, assign, unsplit
+from holdfast.trainer.slots import TrainerSlot
 from holdfast.trainer.stage import Stager
 from holdfast.trainer.structure import Structure
 from holdfast.wire.pages import SlotState, barrier
@@ -126,20 +127,40 @@ class StagePlan:
             plain_bytes=len(self._payload),
         )
 
-    def settle(self, talk: Talk) -> None:
+    def settle(self, talk: Talk) -> str:
         """In the first save of an attempt: agree anew where the forecast was wrong on any rank, and compare what no
         earlier comparison saw (optimizer state exists only after the first step).
 
         Collective.
 
+        Returns: a warning about unmarked plain values that differ; empty when none do, or none of this rank.
         Raises: ReplicaMismatchError, on all ranks.
         """
-        assert self._captured is not None
-        structure = self._captured.structure
-        if any(talk.gather(structure.digest != self._shared_digest)):
+        captured = self._captured
+        assert captured is not None
+        structure = captured.structure
+        told = talk.gather((structure.digest != self._shared_digest, plain_digests(captured.tree)))
+        if any(changed for changed, _ in told):
             self._agree(structure, talk)
             self._lay_out(structure)
-        self._compare(self._captured, talk)
+        self._compare(captured, talk)
+        return self._compare_plain(captured.tree, [digests for _, digests in told], talk)
+
+    def _compare_plain(self, tree: Mapping[str, Any], told: list[dict[str, str]], talk: Talk) -> str:
+        """What is saved of unmarked plain values is rank 0's; say where that is not what another rank has."""
+        item = first_unlike(told)
+        if item is None:
+            return ""
+        found = first_unlike(talk.gather(leaf_digests(item[0], tree.get(item[0]))))
+        if found is None:  # only the order in a dict
+            return ""
+        path, ranks = found
+        if talk.rank not in (0, *ranks):
+            return ""
+        return (
+            f"the plain value {path!r} of rank {', '.join(map(str, ranks))} differs from rank 0's, which alone is saved"
+            "\n  hint: mark what belongs to each rank with holdfast.per_rank(...), or make it alike on all"
+        )
 
     def _compare(self, captured: Captured, talk: Talk) -> None:
         """Raises: ReplicaMismatchError naming the tensor whose bytes differ between ranks."""

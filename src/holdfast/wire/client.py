@@ -90,15 +90,25 @@ class Attachment:
     """
 
     def __init__(self, socket_path: Path, rank: int, timeout_s: float) -> None:
-        """Raises: AgentError when the agent is not there or refuses."""
+        """Raises: AgentError when the agent is not there or refuses; DeadlineError when it does not answer."""
         try:
             self._socket = connect(socket_path, timeout_s)
+        except OSError as e:
+            raise AgentError(f"no agent answers at {socket_path}: {e}", hint=_START_AGENT) from e
+        try:
             request = (
                 f"GET /attach?rank={rank} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: holdfast\r\n\r\n"
             )
             self._socket.sendall(request.encode())
             answer = self._read_answer()
+        except TimeoutError as e:
+            self._socket.close()
+            raise DeadlineError(
+                f"the agent did not answer rank {rank} within {timeout_s:g} s",
+                hint=f"look into {socket_path.parent / 'agent.log'}",
+            ) from e
         except OSError as e:
+            self._socket.close()
             raise AgentError(f"no agent answers at {socket_path}: {e}", hint=_START_AGENT) from e
         if b" 101 " not in answer.split(b"\r\n", 1)[0]:
             self._socket.close()

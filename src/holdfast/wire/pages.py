@@ -121,6 +121,14 @@ class SlotPage(Page):
         return SlotState(state).name.lower() if state in list(SlotState) else str(state)
 
 
+class LetGo(IntEnum):
+    """How a trainer let go of its agent: by an exception or without a word, or after it had closed."""
+
+    NO = 0
+    LEFT = 1
+    CLOSED = 2
+
+
 class TrainerPage(Page):
     """What one rank says of itself."""
 
@@ -141,7 +149,7 @@ class TrainerPage(Page):
     saves = _Word(15)
     stall_ns = _Word(16)
     stall_last_ns = _Word(17)
-    closed = _Word(18)
+    let_go = _Word(18)
 
 
 class ProposalState(IntEnum):

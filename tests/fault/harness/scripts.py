@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.fault.harness.job import Job, Log, make_state, set_state
+from tests.fault.harness.job import Job, Log, join, make_state, set_state
 
 if TYPE_CHECKING:
     import torch
@@ -140,3 +141,33 @@ def usage(pid: int) -> dict[str, int]:
     private = sum(int(fields[f"Private_{kind}"].split()[0]) for kind in ("Clean", "Dirty"))
     threads = len(os.listdir(f"/proc/{pid}/task"))
     return {"private_bytes": private * 1024, "descriptors": len(os.listdir(f"/proc/{pid}/fd")), "threads": threads}
+
+
+# The last save --------------------------------------------------------------------------------------------------------
+def until_told_to_stop(job: Job) -> None:
+    """Saves; after `steps` of them SIGUSR1 comes; says what became of the agreed last step."""
+    import holdfast
+
+    warnings.simplefilter("default")
+    join(job)
+    log, state = Log(job), make_state(job.rank)
+    with holdfast.Checkpointer(job.url, every_steps=1) as checkpointer:
+        checkpointer.load(state)
+        checkpointer.should_stop()
+        for step in range(1000):
+            if step == job.steps and job.rank == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            set_state(state, job.life, step, job.rank)
+            began = time.monotonic()
+            with warnings.catch_warnings(record=True) as caught:
+                save = checkpointer.save(step, state)
+            stop = checkpointer.should_stop()
+            if stop:
+                error = save.error if save is not None else None
+                said = [str(w.message) for w in caught]
+                took_s = time.monotonic() - began
+                log("stopped", step=step, took_s=took_s, kind=error.kind if error else "", warnings=said)
+                while job.go and not os.path.exists(job.go):
+                    time.sleep(0.01)
+                return
+            time.sleep(job.pace_s)

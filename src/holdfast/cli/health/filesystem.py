@@ -8,8 +8,9 @@ from pathlib import Path
 
 from holdfast.cli.health.abilities import Abilities, try_out
 from holdfast.cli.health.finding import Finding, bad, ok, warn
-from holdfast.cli.health.mounts import existing, mount_of
 from holdfast.errors import ConfigError
+from holdfast.model.place import Scope
+from holdfast.tiers.posix.mounts import Mount, existing, mount_of
 from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.spawn import check_socket_path
 
@@ -36,8 +37,8 @@ def arena_abilities(arena: Path) -> Iterator[Finding]:
         yield ok("arena-abilities", f"{where} has flock, shared mappings and Unix sockets")
 
 
-def home_abilities(home: Path) -> Iterator[Finding]:
-    """What the file system of a file:// tier can do. Nothing is left there."""
+def home_abilities(home: Path, scope: Scope = Scope.SHARED) -> Iterator[Finding]:
+    """What the file system of a file:// tier can do, and who sees it. Nothing is left there."""
     where = existing(home)
     mount = mount_of(where)
     if where not in (home, home.parent):
@@ -56,7 +57,19 @@ def home_abilities(home: Path) -> Iterator[Finding]:
         yield warn("home", f"{text}: it is removed with the container", "mount a volume and use that")
     else:
         yield ok("home", text)
+    yield _seen_by(mount, scope)
     yield from _publishing(can, where)
+
+
+def _seen_by(mount: Mount, scope: Scope) -> Finding:
+    if mount.on_network:
+        if scope is Scope.NODE:
+            return bad("scope", f"scope is node, but other nodes see {mount.type}, too", 'say scope = "shared"')
+        return ok("scope", f"{mount.type}: other nodes see it, too")
+    text = f"{mount.type} is this node's own, as far as is known"
+    if scope is Scope.SHARED:
+        text += ": right for one node; several need a shared file system"
+    return ok("scope", text)
 
 
 def _publishing(can: Abilities, where: Path) -> Iterator[Finding]:

@@ -18,11 +18,8 @@ from holdfast.cli.output import counted
 from holdfast.cli.runs import Run, claimed_elsewhere
 from holdfast.model.identity import CheckpointId
 from holdfast.store.sweep import execute_sweep, plan_sweep
-from holdfast.tiers.contract import TEMPORARY
+from holdfast.tiers.contract import ABANDONED_S, TEMPORARY
 from holdfast.units import format_bytes, format_seconds
-
-STALE_S = 3600.0
-"""A temporary file that nobody wrote to for so long has no living owner: a flush writes every few milliseconds."""
 
 ARENA, TEMPORARY_FILES, IMAGES = "arena", "temporary-files", "orphan-images"
 
@@ -59,7 +56,7 @@ def stale_files(home: Path) -> Iterator[Leftover]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(home / TEMPORARY):
             stat = entry.stat()
-            if time.time() - stat.st_mtime > STALE_S:
+            if time.time() - stat.st_mtime > ABANDONED_S:
                 paths.append(Path(entry.path))
                 size_bytes += stat.st_blocks * arenas.BLOCK_BYTES
     if paths:
@@ -116,7 +113,7 @@ def _files(item: Leftover) -> Finding:
     return warn(
         "temporary-files",
         f"{counted(item.count, 'unfinished upload')} in {item.where}, {format_bytes(item.size_bytes)}, "
-        f"untouched for {format_seconds(STALE_S)}",
+        f"untouched for {format_seconds(ABANDONED_S)}",
         "`holdfast doctor URL --clean` removes them",
     )
 

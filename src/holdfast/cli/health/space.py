@@ -9,8 +9,8 @@ import psutil
 
 from holdfast.cli.health.finding import Finding, bad, ok, warn
 from holdfast.cli.health.limits import memory_limits, tightest
-from holdfast.cli.health.mounts import existing, mount_of
 from holdfast.config import Settings
+from holdfast.tiers.posix.mounts import existing, mount_of
 from holdfast.units import format_bytes
 
 _LARGER = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.cli.health.finding import Finding, ok, warn
-from holdfast.cli.health.mounts import Mount, mount_of
+from holdfast.tiers.posix.mounts import Mount, mount_of
 
 _FIRST_SYSTEM_USERS = 1000
 _CONTAINER = re.compile(r"docker|containerd|crio|libpod|kubepods|lxc|garden|apptainer")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 from holdfast.errors import AlreadyExistsError, ConfigError, CorruptError, NotFoundError, TierError
@@ -14,6 +16,7 @@ from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers.contract import TEMPORARY, Buffer, Capabilities, ObjectInfo, check_key
 from holdfast.tiers.posix.directories import Directories, walk
 from holdfast.tiers.posix.disk import ALIGNMENT_BYTES, File, rename_without_replacing
+from holdfast.tiers.posix.mounts import mount_of
 from holdfast.tiers.posix.translate import translated
 from holdfast.tiers.posix.upload import PosixUpload
 
@@ -42,13 +45,14 @@ class PosixTier:
     Threads: any.
 
     Args:
-        owner: begins the names of temporary files, so that a successor can `sweep` exactly those.
+        owner: begins the names of temporary files, so that a successor can `sweep` exactly those. No two that live at
+            one time have the same.
         direct: go past the page cache (O_DIRECT) where address, offset, length and file system allow.
         create: create the last component of `root`, and find out now whether it can be written.
         fsync: a test's place to count, delay, fail or skip every fsync; nothing else calls for one.
 
-    Raises: ConfigError, TierPermissionError, TierFullError when `root` cannot be used; NotFoundError when it is not
-        there and `create` is false.
+    Raises: ConfigError, TierPermissionError, TierFullError when `root` cannot be used, or contradicts `scope`;
+        NotFoundError when it is not there and `create` is false.
     """
 
     def __init__(  # noqa: PLR0913  a backend states all it can be asked
@@ -66,9 +70,10 @@ class PosixTier:
             raise ConfigError(f"owner {owner!r} cannot begin a file name")
         self.name, self.root, self.owner = name, os.path.abspath(root), owner
         self.direct, self.fsync = direct, fsync
+        self.mount = mount_of(Path(self.root))
         self.capabilities = Capabilities(
             scope=scope,
-            survives=FailureDomain.PROCESS if scope is Scope.NODE else FailureDomain.NODE,
+            survives=FailureDomain.PROCESS if scope is Scope.NODE or self.mount.in_memory else FailureDomain.NODE,
             alignment_bytes=ALIGNMENT_BYTES,
             part_bytes=PART_BYTES,
             concurrency=8,
@@ -152,20 +157,32 @@ class PosixTier:
                 with contextlib.suppress(FileNotFoundError):
                     self._directories.sync_upwards(os.path.join(self.root, directory).rstrip("/"))
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
-        """Remove temporary files; those of this object's own unfinished uploads stay."""
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
+        """Remove temporary files. By name, not by what is open here: an upload has its file before it is known."""
         removed = 0
         directory = os.path.join(self.root, TEMPORARY)
         with translated(self.name, None, self.root):
             names = os.listdir(directory) if os.path.isdir(directory) else []
+            before = self._now(directory) - untouched_s if untouched_s and names else math.inf
             for name in names:
                 path = os.path.join(directory, name)
-                if path in self._live or not name.startswith(owner_prefix or ""):
+                if name.startswith(f"{self.owner}-") or not name.startswith(owner_prefix or ""):
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                    removed += 1
+                    if os.stat(path).st_mtime < before:
+                        os.unlink(path)
+                        removed += 1
         return removed
+
+    def _now(self, directory: str) -> float:
+        """The time on the clock that stamps files there, which may be a server's."""
+        path = os.path.join(directory, f"{self.owner}-clock-{secrets.token_hex(8)}")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            return os.fstat(fd).st_mtime
+        finally:
+            os.close(fd)
+            os.unlink(path)
 
     def close(self) -> None:
         """Abort unfinished uploads: their descriptors and temporary files go."""
@@ -215,6 +232,12 @@ class PosixTier:
         if not create:
             os.listdir(self.root)
             return
+        if self.capabilities.scope is Scope.NODE and self.mount.on_network:
+            raise ConfigError(
+                f"scope is node, and {self.root} is on {self.mount.type}, which other nodes see as well",
+                hint='leave scope out, or say scope = "shared"',
+                tier=self.name,
+            )
         if not os.path.isdir(os.path.dirname(self.root)):
             raise ConfigError(
                 f"the parent directory of {self.root} does not exist",

@@ -62,9 +62,9 @@ class WrappedTier:
         """See Tier.settle."""
         self.inner.settle(prefix)
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
         """See Tier.sweep."""
-        return self.inner.sweep(owner_prefix=owner_prefix)
+        return self.inner.sweep(owner_prefix=owner_prefix, untouched_s=untouched_s)
 
     def close(self) -> None:
         """See Tier.close."""

@@ -199,9 +199,11 @@ class Faults(WrappedTier):
         """See Tier.settle."""
         self.around("settle", prefix, lambda: self.inner.settle(prefix))
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
         """See Tier.sweep."""
-        return self.around("sweep", owner_prefix or "", lambda: self.inner.sweep(owner_prefix=owner_prefix))
+        return self.around(
+            "sweep", owner_prefix or "", lambda: self.inner.sweep(owner_prefix=owner_prefix, untouched_s=untouched_s)
+        )
 
 
 class _FaultyUpload(WrappedUpload):

@@ -122,9 +122,9 @@ class Retry(WrappedTier):
         """See Tier.settle."""
         self.policy.run(lambda: self.inner.settle(prefix))
 
-    def sweep(self, *, owner_prefix: str | None = None) -> int:
+    def sweep(self, *, owner_prefix: str | None = None, untouched_s: float = 0.0) -> int:
         """See Tier.sweep."""
-        return self.policy.run(lambda: self.inner.sweep(owner_prefix=owner_prefix))
+        return self.policy.run(lambda: self.inner.sweep(owner_prefix=owner_prefix, untouched_s=untouched_s))
 
     def _holds(self, key: str, size_bytes: int, parts: dict[int, tuple[int, int]]) -> bool:
         """Whether the object is exactly these parts: offset -> (length, CRC64NVME)."""

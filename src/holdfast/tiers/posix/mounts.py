@@ -8,6 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MEMORY_TYPES = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+NETWORK_TYPES = frozenset(
+    {
+        "nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "beegfs_nodev", "wekafs", "cifs", "smb3", "glusterfs", "afs",
+        "pvfs2", "orangefs", "ocfs2", "gfs2", "panfs", "daos", "quobyte",
+    }
+)  # fmt: skip
+"""What several nodes see as one. Others may be shared, too (9p, virtiofs): only what is surely so stands here."""
+_FUSE_NETWORK = re.compile(
+    r"fuse\.(sshfs|glusterfs|ceph|s3fs|gcsfuse|goofys|rclone|juicefs|mfs|lizardfs|saunafs|seaweedfs|blobfuse|dfuse)"
+)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -22,7 +32,14 @@ class Mount:
 
     @property
     def in_memory(self) -> bool:
+        """Whether what is written there is gone when the node is, or merely restarts."""
         return self.type in MEMORY_TYPES
+
+    @property
+    def on_network(self) -> bool:
+        """Whether other nodes see the same bytes, for sure."""
+        mountpoint_s3 = self.type == "fuse" and self.source == "mountpoint-s3"
+        return self.type in NETWORK_TYPES or bool(_FUSE_NETWORK.match(self.type)) or mountpoint_s3
 
 
 def mount_of(path: Path, mountinfo: str | None = None) -> Mount:

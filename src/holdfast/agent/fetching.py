@@ -1,0 +1,154 @@
+"""Brings images from tiers into slots: each byte is read once for the whole node, however many ranks ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from functools import partial
+
+from holdfast.agent.arena import Arena, Slot
+from holdfast.agent.executor import Executor
+from holdfast.agent.host import Host
+from holdfast.agent.images import Headers, check_image
+from holdfast.agent.readers import Readers
+from holdfast.agent.shelf import Shelf
+from holdfast.errors import CapacityError, HoldfastError, LoadError
+from holdfast.lifecycle import events
+from holdfast.model.identity import ImageId
+from holdfast.model.image import ImageHeader, ImageRecord
+from holdfast.wire import messages
+from holdfast.wire.pages import SlotState, barrier, process_start
+
+log = logging.getLogger("holdfast.agent")
+
+_ROOM_POLL_S = 0.02
+_ROOM_WAIT_S = 30.0
+MEMORY = "memory"
+
+
+class Fetching:
+    """Invariants: an image is fetched at most once at a time; a copy found bad is not read again for this launch.
+
+    Threads: the agent's event loop; bytes move in the shelf's pools.
+    """
+
+    def __init__(self, host: Host, executor: Executor, arena: Arena, shelf: Shelf, readers: Readers) -> None:
+        self._host = host
+        self._executor = executor
+        self._arena = arena
+        self._shelf = shelf
+        self._readers = readers
+        self._headers = Headers()
+        self._process = os.getpid(), process_start(os.getpid())
+        self._bad: set[tuple[str, ImageId]] = set()
+        self._fetching: dict[ImageId, asyncio.Task[str]] = {}
+
+    def places(self, image: ImageId, tiers: list[str]) -> list[str]:
+        """Those of the tiers whose copy was not found bad."""
+        return [t for t in tiers if (t, image) not in self._bad]
+
+    def forget(self) -> None:
+        """A new launch: it may find good what was bad."""
+        self._bad.clear()
+
+    async def bring(self, rank: int, record: ImageRecord, tiers: list[str]) -> messages.FetchedImage:
+        """An image in a slot, pinned for `rank`: where it is, or fetched once however many ranks ask."""
+        source = MEMORY
+        while True:
+            if not self._readers.reads(rank, record.id.checkpoint):
+                raise LoadError(f"rank {rank} gave the load of {record.id.checkpoint} up", step=record.id.step)
+            for number, held in self._executor.held().items():
+                if held == record:
+                    # Found and pinned without giving up the loop: it cannot be freed in between.
+                    self._readers.pin(rank, number)
+                    generation = self._arena.slots[number].page.generation
+                    return messages.FetchedImage(
+                        record.id, number, generation, record.size_bytes, record.crc64nvme, source
+                    )
+            if record.id not in self._fetching:
+                task = asyncio.create_task(self._fetch(rank, record, tiers))
+                self._fetching[record.id] = task
+                task.add_done_callback(partial(self._fetched, record.id))
+            source = await asyncio.shield(self._fetching[record.id])
+
+    def _fetched(self, image: ImageId, task: asyncio.Task[str]) -> None:
+        self._fetching.pop(image, None)
+        if not task.cancelled():
+            task.exception()  # else asyncio complains where nobody waits for it any more
+
+    async def _fetch(self, rank: int, record: ImageRecord, tiers: list[str]) -> str:
+        """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
+        errors: list[str] = []
+        for tier in self.places(record.id, tiers):
+            slot = await self._room(record.size_bytes)
+            try:
+                header = await asyncio.get_running_loop().run_in_executor(
+                    self._shelf.fetches, self._read, tier, record, slot
+                )
+            except Exception as e:
+                slot.page.state = SlotState.FREE
+                if not isinstance(e, HoldfastError):
+                    raise
+                errors.append(f"{tier}: {e.message}")
+                self._bad.add((tier, record.id))
+                self._host.reported(e.to_dict())
+                continue
+            self._hold(rank, slot, record, header, frozenset(tiers))
+            log.info("fetched %s from %s", record.id, tier)
+            return tier
+        raise LoadError(f"{record.id}: {'; '.join(errors) or 'no copy is left'}", step=record.id.step)
+
+    async def _room(self, size_bytes: int) -> Slot:
+        """A slot for a fetch, FILLING by this agent; older memory yields if need be."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _ROOM_WAIT_S
+        while True:
+            try:
+                slot = self._arena.take_loose(size_bytes)
+                break
+            except CapacityError:
+                if loop.time() > deadline:
+                    raise
+                if not self._borrow(size_bytes):
+                    await asyncio.sleep(_ROOM_POLL_S)
+        slot.page.owner_pid, slot.page.owner_start = self._process
+        slot.page.generation += 1
+        slot.page.state = SlotState.FILLING
+        if not slot.ready:
+            try:
+                await loop.run_in_executor(self._shelf.faulting, self._arena.make_ready, slot)
+            except HoldfastError:
+                self._arena.remove(slot)
+                raise
+        return slot
+
+    def _borrow(self, size_bytes: int) -> bool:
+        """Take a free slot back from a rank that is loading: it waits for us and saves nothing meanwhile."""
+        for slot in self._arena.find(SlotState.FREE):
+            if self._readers.is_loading(slot.page.dealt_rank) and slot.capacity_bytes >= size_bytes:
+                slot.page.dealt_rank = -1
+                self._executor.tell_node(events.Undealt(slot.number))
+                return True
+        return False
+
+    def _read(self, tier: str, record: ImageRecord, slot: Slot) -> ImageHeader:
+        """In a thread: the bytes, proven."""
+        room = slot.room(record.size_bytes)
+        self._shelf.fetch(tier, record, room)
+        _, header = check_image(room, record.id, self._headers)
+        return header
+
+    def _hold(self, rank: int, slot: Slot, record: ImageRecord, header: ImageHeader, tiers: frozenset[str]) -> None:
+        """From filling to held, pinned for the rank that asked: an older step than memory keeps would go at once."""
+        page, image = slot.page, record.id
+        page.attempt, page.step, page.rank, page.image = image.attempt, image.step, image.rank, image.image
+        page.world_size, page.image_count = header.world_size, header.image_count
+        page.image_bytes, page.crc64nvme, page.due_mask = record.size_bytes, record.crc64nvme, 0
+        page.committed_mask = sum(self._host.mask_of(t) for t in tiers)
+        barrier()
+        page.state = SlotState.HELD
+        pins = int(self._readers.reads(rank, image.checkpoint))
+        if pins:
+            self._readers.note(rank, slot.number)
+        self._executor.tell_node(events.Fetched(slot.number, page.generation, record, header, tiers, pins))

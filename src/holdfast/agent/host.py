@@ -1,0 +1,36 @@
+"""What the agent does for each of its parts, which see nothing else of it but what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from holdfast.config import Settings
+from holdfast.lifecycle import events
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """Threads: the agent's event loop only."""
+
+    settings: Settings
+    """Of the launch that is attached; another one brings its own."""
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run on the side, until the agent ends."""
+
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Run what blocks in a pool."""
+
+    def reported(self, error: events.Error) -> None:
+        """Keep an error for status and for the trainers' next save."""
+
+    def mask_of(self, tier: str) -> int:
+        """The tier's bit on pages."""
+
+    def terminate(self) -> None:
+        """Promote within the grace, then end."""
+
+    def leave(self) -> None:
+        """End."""

@@ -1,0 +1,151 @@
+"""The saves of one attempt: claim it, take a slot, stage, hand out handles."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import weakref
+from typing import Any
+
+from holdfast.errors import HoldfastError, StepDroppedError, StepExistsError, SupersededError, from_dict
+from holdfast.model.identity import CheckpointId
+from holdfast.trainer.plan import StagePlan
+from holdfast.trainer.ranks import Ranks
+from holdfast.trainer.save import Save
+from holdfast.trainer.session import Session
+from holdfast.wire import messages
+
+
+class Saves:
+    """Invariants: steps go up within an attempt; only its first save is collective.
+
+    Attributes:
+        last_step: the newest step saved in this attempt; -1: none.
+    Threads: the training thread.
+    """
+
+    def __init__(self, session: Session, ranks: Ranks, plan: StagePlan) -> None:
+        self._session = session
+        self._ranks = ranks
+        self._plan = plan
+        self._parent: CheckpointId | None = None
+        self._attempt = 0
+        self.last_step = -1
+        self._errors_seen = 0
+        self._handles: weakref.WeakSet[Save] = weakref.WeakSet()
+
+    def stand_on(self, parent: CheckpointId | None) -> None:
+        """A load: the next save begins a new attempt on what was loaded."""
+        self._parent, self._attempt, self.last_step = parent, 0, -1
+        self._session.page.attempt, self._session.page.current_step = 0, -1
+
+    def check_order(self, step: int) -> None:
+        """Raises: StepExistsError unless the step comes after those saved in this attempt."""
+        if step <= self.last_step:
+            raise _order_error(step, self.last_step, self._attempt)
+
+    def make(self, step: int, state: dict[str, Any], due: frozenset[str], *, began: float, patience_s: float) -> Save:
+        """Save a step on the tiers that are due.
+
+        Args:
+            began: when the training loop began to wait, by `time.perf_counter`.
+            patience_s: wait so long for a slot if none comes free in the usual time.
+
+        Raises: see Checkpointer.save.
+        """
+        if self._attempt:
+            self._plan.follow(state)
+        else:
+            self._claim(state)
+        slot = self._session.slots.take(step, self._plan.image_bytes, patience_s=patience_s)
+        page = self._session.page
+        self.last_step = step
+        if slot is None:
+            page.given_up_step = step
+            error = _dropped(step, patience_s)
+            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+            return self._handle(step, due, began, error)
+        try:
+            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due))
+        except BaseException:
+            # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
+            page.given_up_step = step
+            self._session.slots.give_back(slot)
+            raise
+        return self._handle(step, due, began, None)
+
+    def _handle(self, step: int, due: frozenset[str], began: float, dropped: HoldfastError | None) -> Save:
+        stall_s = time.perf_counter() - began
+        page = self._session.page
+        page.saves += 1
+        page.stall_last_ns = round(stall_s * 1e9)
+        page.stall_ns += round(stall_s * 1e9)
+        handle = Save(self._session, attempt=self._attempt, step=step, due=due, stall_s=stall_s, dropped=dropped)
+        self._handles.add(handle)
+        return handle
+
+    def _mask(self, due: frozenset[str]) -> int:
+        return sum(1 << r.index for r in self._session.settings.tiers if r.name in due)
+
+    def _claim(self, state: dict[str, Any]) -> None:
+        """The first save after a start or a load: the one collective of a save."""
+        body = messages.ClaimAttempt(self._parent)
+        with self._ranks.talk() as talk:
+            talk.each(lambda: self._plan.follow(state))
+            # Compared first: an attempt that saves nothing would only stand in front of what is there.
+            warning = self._plan.settle(talk)
+            answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
+        self._attempt = answer.attempt
+        self._session.page.attempt = answer.attempt
+        if warning:
+            # Only now: a warning that is made an error must not leave the other ranks alone in a collective.
+            warnings.warn(warning, RuntimeWarning, stacklevel=4)
+
+    def report_background_errors(self) -> None:
+        """Warn of what went wrong behind the loop since the last save; being superseded always raises."""
+        run = self._session.run_page
+        if run.superseded_by > self._attempt > 0:
+            raise SupersededError(
+                f"attempt {run.superseded_by} owns the run now; this is attempt {self._attempt}",
+                hint="another job of the same run was started; end this one",
+            )
+        if run.errors <= self._errors_seen:
+            return
+        news = self._session.glance("/errors", messages.ErrorList, query={"since": self._errors_seen})
+        if news is not None:
+            self._errors_seen = news.last
+            for error in news.errors:
+                warnings.warn(str(from_dict(error)), RuntimeWarning, stacklevel=3)
+
+    def keep_answers(self) -> None:
+        """Have the handles remember what became of their steps."""
+        for handle in list(self._handles):
+            handle.keep_answer()
+
+
+def _dropped(step: int, patience_s: float) -> StepDroppedError:
+    if not patience_s:
+        return StepDroppedError(
+            "no slot came free in time, so this step was dropped",
+            hint="a tier is too slow for its every_steps: save less often there, or raise HOLDFAST_SLOT_WAIT_S",
+            step=step,
+        )
+    return StepDroppedError(
+        f"no slot came free in {patience_s:g} s for the last step before the stop: training stops without saving it",
+        hint="a restart loads an earlier step; look at the agent's log for a tier that hangs",
+        step=step,
+    )
+
+
+def _order_error(step: int, last: int, attempt: int) -> HoldfastError:
+    if step == last:
+        return StepExistsError(
+            f"step {step} was already saved in attempt {attempt}",
+            hint="save each step once; a load starts anew",
+            step=step,
+        )
+    return StepExistsError(
+        f"step {step} comes after step {last} in attempt {attempt}",
+        hint="steps go up within an attempt; call load(step=...) to go back",
+        step=step,
+    )

@@ -1,0 +1,218 @@
+"""The slots dealt to one rank, as its process maps them: faulted ahead, taken one per save."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.config import Settings
+from holdfast.errors import CapacityError, DeadlineError, HoldfastError
+from holdfast.units import format_bytes
+from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage, SlotState, TrainerPage, populate
+
+_DEAL_POLL_S = 0.02
+_SLOT_POLL_S = 0.0005
+_AGENT_POLL_S = 0.02
+
+
+@dataclass(slots=True)
+class TrainerSlot:
+    """A slot as the trainer maps it. `faulted` says that writing it costs no page fault."""
+
+    number: int
+    file: MappedFile
+    page: SlotPage
+    faulted: bool = False
+
+    def room(self, size_bytes: int) -> memoryview:
+        return self.file.buffer[PAGE_BYTES : PAGE_BYTES + size_bytes]
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.file.size_bytes - PAGE_BYTES
+
+
+class Ties(Protocol):
+    """What slots need of the session they belong to."""
+
+    rank: int
+    page: TrainerPage
+
+    @property
+    def alive(self) -> bool:
+        """Whether an agent is attached."""
+
+    def ensure(self) -> bool:
+        """Have an agent attached if that is quick."""
+
+    def prepare(self, image_bytes: int) -> None:
+        """Have slots of this size dealt. Raises: CapacityError."""
+
+
+class Slots:
+    """Invariant: a slot's page is written only while it is FREE and dealt to this rank, or FILLING by us.
+
+    Threads: the training thread; faulting has a daemon thread of its own.
+    """
+
+    def __init__(self, session: Ties, settings: Settings) -> None:
+        self._session = session
+        self._settings = settings
+        self._slots: dict[int, TrainerSlot] = {}
+        self._mine: list[int] = []
+        self._asked_bytes = -1
+        self._mapping = threading.Lock()
+        self._faulting: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._fault_error: HoldfastError | None = None
+
+    # -- mapped and faulted -------------------------------------------------------------------------------------------
+    def dealt(self, numbers: list[int], image_bytes: int) -> None:
+        """These slots are ours, or will be, for images of that size: map and fault them in the background."""
+        self._mine, self._asked_bytes = numbers, image_bytes
+        self._fault_error = None
+        if self._faulting is None or not self._faulting.is_alive():
+            self._faulting = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
+            self._faulting.start()
+
+    def _fault(self) -> None:
+        """Map and fault every slot as soon as the agent has dealt it; the list may change meanwhile."""
+        try:
+            while (number := next((n for n in self._mine if not self._is_faulted(n)), None)) is not None:
+                slot = self.slot(number)
+                if slot.page.dealt_rank != self._session.rank and slot.page.state == SlotState.FREE:
+                    if self._closing.wait(_DEAL_POLL_S):
+                        return
+                else:
+                    populate(slot.file.buffer)
+                    slot.faulted = True
+        except HoldfastError as e:
+            self._fault_error = e
+
+    def _is_faulted(self, number: int) -> bool:
+        return number in self._slots and self._slots[number].faulted
+
+    def faulted(self) -> bool:
+        """Whether every dealt slot is mapped and faulted here."""
+        return all(self._is_faulted(n) for n in self._mine)
+
+    def slot(self, number: int) -> TrainerSlot:
+        """The slot, mapped once per process."""
+        with self._mapping:
+            if number not in self._slots:
+                file = MappedFile(self._settings.arena / f"slot-{number:05d}")
+                self._slots[number] = TrainerSlot(number, file, SlotPage(file.buffer))
+            return self._slots[number]
+
+    def drop_stale(self) -> None:
+        """Another agent: the one before may have freed the memory, and what we still map of it is nobody's."""
+        with self._mapping:
+            for number in [n for n, slot in self._slots.items() if slot.file.stale]:
+                del self._slots[number]
+
+    # -- taken --------------------------------------------------------------------------------------------------------
+    def take(self, step: int, image_bytes: int, *, patience_s: float = 0.0) -> TrainerSlot | None:
+        """A free slot of ours, now FILLING; None when none came free in time (the step is then dropped).
+
+        Args:
+            patience_s: wait so long for one, if that is longer than usual, through the death of an agent, too.
+
+        Raises: CapacityError when the image outgrew every slot and no larger one fits.
+        """
+        slot = self._free(image_bytes)
+        if slot is None:
+            self._grow(image_bytes)
+            slot = self._wait_free(step, image_bytes, patience_s)
+        if slot is not None:
+            self._begin(slot)
+        return slot
+
+    def _free(self, image_bytes: int) -> TrainerSlot | None:
+        """A dealt, free, large enough slot; a faulted one first."""
+        found = None
+        for number in self._mine:
+            slot = self._slots.get(number)
+            if slot is None or slot.page.state != SlotState.FREE or slot.page.dealt_rank != self._session.rank:
+                continue
+            if slot.capacity_bytes >= image_bytes:
+                if slot.faulted:
+                    return slot
+                found = found or slot
+        return found
+
+    def _grow(self, image_bytes: int) -> None:
+        """Ask for larger slots, unless some slot of ours is known to hold such an image once it is free.
+
+        What was asked for counts, not what is mapped: the slots of the last answer may still be under way.
+        """
+        known = (self._slots[n].capacity_bytes for n in self._mine if n in self._slots)
+        if image_bytes > max(self._asked_bytes, *known, -1):
+            try:
+                self._session.prepare(image_bytes)
+            except CapacityError as e:
+                size = format_bytes(image_bytes)
+                e.message = f"the image of rank {self._session.rank} is {size} now and outgrew its slots: {e.message}"
+                raise
+
+    def _wait_free(self, step: int, image_bytes: int, patience_s: float) -> TrainerSlot | None:
+        self._session.page.waiting_step = step
+        try:
+            return self._poll(lambda: self._free(image_bytes), patience_s)
+        finally:
+            self._session.page.waiting_step = -1
+
+    def _poll(self, look: Callable[[], TrainerSlot | None], patience_s: float) -> TrainerSlot | None:
+        """Twice `slot_wait_s` (the second half is the agent's, after it marked tiers lagging); until then the
+        preparation of the arena has its own, longer, limit."""
+        began = time.monotonic()
+        limit_s = max(2 * self._settings.slot_wait_s, patience_s)
+        deadline = began + limit_s
+        while True:
+            slot = look()
+            if slot is not None:
+                return slot
+            if self._fault_error is not None:
+                raise self._fault_error
+            now = time.monotonic()
+            if self._preparing():
+                deadline = now + limit_s
+                if now - began > self._settings.prepare_timeout_s:
+                    raise DeadlineError(
+                        f"no slot of the arena was ready after {self._settings.prepare_timeout_s:g} s",
+                        hint=f"look into {self._settings.arena / 'agent.log'}",
+                    )
+            alive = self._session.alive
+            if now > deadline or not (alive or patience_s):
+                return None
+            if not alive:
+                self._session.ensure()
+            time.sleep(_SLOT_POLL_S if alive else _AGENT_POLL_S)
+
+    def _preparing(self) -> bool:
+        """Whether no slot was dealt to us yet."""
+        rank = self._session.rank
+        return not any(n in self._slots and self._slots[n].page.dealt_rank == rank for n in self._mine)
+
+    def _begin(self, slot: TrainerSlot) -> None:
+        """free -> filling: who fills goes first, so that the agent can tell a dead filler."""
+        page = slot.page
+        page.owner_pid, page.owner_start = os.getpid(), self._session.page.start
+        page.generation += 1
+        page.state = SlotState.FILLING
+
+    def give_back(self, slot: TrainerSlot) -> None:
+        """filling -> free: what was begun will not be finished."""
+        slot.page.state = SlotState.FREE
+
+    def close(self) -> None:
+        """Let go of the memory; it stays with the agent."""
+        self._closing.set()
+        if self._faulting is not None:
+            self._faulting.join(timeout=30.0)
+        for slot in self._slots.values():
+            slot.page.release()
+            slot.file.close()

@@ -1,0 +1,56 @@
+"""The agent's tiers: whose unfinished uploads are swept."""
+
+import os
+import time
+
+import pytest
+
+from holdfast.agent.shelf import Shelf
+from holdfast.config import Config
+from holdfast.tiers.contract import ABANDONED_S
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    return tmp_path / "home" / ".tmp"
+
+
+@pytest.fixture
+def shelves(tmp_path):
+    """Makes the shelf of an agent of the named arena; all of them share one file tier."""
+    settings = Config.from_url(str(tmp_path / "home")).resolve({})
+    made = []
+
+    def make(arena):
+        directory = tmp_path / arena
+        directory.mkdir(exist_ok=True)
+        made.append(Shelf(settings, directory))
+        return made[-1]
+
+    yield make
+    for shelf in made:
+        shelf.close()
+
+
+def begin(shelf, unfinished):
+    """Begin a flush; the path of its temporary file."""
+    before = set(unfinished.iterdir())
+    shelf.tiers["posix"].upload("images/one", 8).write(0, memoryview(b"half"))
+    [path] = set(unfinished.iterdir()) - before
+    return path
+
+
+def test_an_agent_sweeps_what_dead_agents_of_its_arena_left_and_nothing_that_may_live(shelves, unfinished):
+    dead, living, mine = shelves("arena"), shelves("other"), shelves("arena")
+    left, theirs, own = (begin(shelf, unfinished) for shelf in (dead, living, mine))
+    mine.sweep_uploads()
+    assert not left.exists()
+    assert theirs.exists(), "the agent of another arena, or node, may be writing it"
+    assert own.exists()
+    past = time.time() - ABANDONED_S - 60
+    os.utime(theirs, (past, past))
+    os.utime(own, (past, past))
+    mine.sweep_uploads()
+    assert not theirs.exists(), "nobody wrote to it for so long"
+    assert own.exists()
+    assert list(unfinished.iterdir()) == [own]

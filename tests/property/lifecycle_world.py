@@ -65,8 +65,11 @@ class World(Place):
 
     # -- work ---------------------------------------------------------------------------------------------------------
     def done(self, task: Task) -> None:
-        """The work succeeded."""
+        """The work succeeded, as far as it can: bad bytes verify for nobody."""
         action, owner = task.action, task.owner
+        if isinstance(action, actions.Verify) and self.pages[owner, action.slot].bad:
+            self.fail(task)
+            return
         self._effect(task)
         self.tasks.remove(task)
         if isinstance(action, (actions.Seal, actions.Verify)):

@@ -17,6 +17,7 @@ from holdfast.lifecycle.progress import Progress
 from holdfast.lifecycle.slots import NodeState, NodeTier, Occupant, SlotState
 from holdfast.lifecycle.steps import Check, StepRecord
 from holdfast.model.identity import CheckpointId
+from holdfast.policy import retention
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -112,7 +113,7 @@ def _retention_takes_the_newest(patch: pytest.MonkeyPatch) -> None:
 
 def _pruned_under_a_load(patch: pytest.MonkeyPatch) -> None:
     """Nobody asks whether what is to go is in use."""
-    real, select = TierBook.next_deletion, durability.select_deletions
+    real, select = TierBook.next_deletion, retention.select_deletions
     patch.setattr(TierBook, "next_deletion", lambda book, in_use: real(book, ()))
     patch.setattr(durability, "select_deletions", lambda *args: select(*args[:-1]))
 

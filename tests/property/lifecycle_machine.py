@@ -45,7 +45,6 @@ class Lifecycle(RuleBasedStateMachine):
         self.at = dict.fromkeys(range(self.world.world_size), 0)
         self.filling: dict[int, list[tuple[str, int]]] = {}
         self.wanting: set[int] = set()
-        self.gave_up: set[tuple[int, int]] = set()
         self.pinned: list[tuple[str, int]] = []
         self.calm = 2
         self.all_rules = self.world.rules
@@ -252,7 +251,7 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(lambda self: self.calm <= 0)
     @rule(data=st.data(), back=st.booleans())
     def trainers_die(self, data: st.DataObject, back: bool) -> None:
-        """All die, and a new launch loads: the newest whole step, or one committed earlier."""
+        """All die, and a new launch loads: the newest step there is, or an earlier one."""
         self.calm = CALM
         self.kill_trainers()
         rules = None
@@ -299,10 +298,10 @@ class Lifecycle(RuleBasedStateMachine):
         world = self.world
         whole = world.run.newest_whole()
         standing = {c for t in world.configured for c in world.run.committed(t) if c in world.lineage}
-        if back or whole is None:
-            step = data.draw(st.sampled_from(sorted(standing))) if standing else whole
-        else:
-            step = whole
+        loadable = sorted(standing | ({whole} if whole is not None else set()))
+        step = None
+        if loadable:
+            step = data.draw(st.sampled_from(sorted(standing) or loadable)) if back else loadable[-1]
         if step is not None:
             self.pinned += world.fetch(step)
             if data.draw(st.booleans(), label="the load is over before the first save"):

@@ -65,9 +65,10 @@ class World(Place):
 
     # -- work ---------------------------------------------------------------------------------------------------------
     def done(self, task: Task) -> None:
-        """The work succeeded."""
+        """The work succeeded, as far as it can: bad bytes verify for nobody."""
         action, owner = task.action, task.owner
-        if isinstance(action, actions.Upload) and not self._sealed(task):
+        unsealed = isinstance(action, actions.Upload) and not self._sealed(task)
+        if unsealed or (isinstance(action, actions.Verify) and self.pages[owner, action.slot].bad):
             self.fail(task)
             return
         self._effect(task)

@@ -294,6 +294,28 @@ def test_a_load_holds_off_deletion():
     assert (1, 1) not in committed(world)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_step_in_memory_that_was_pruned_is_not_taken_for_durable(restart):
+    """Retention took it, a reader kept it in memory, and the run went back to it: memory has the only copy."""
+    world = started(World((tier(1, "posix", 1, 2),), slots=4), 1)
+    world.save(2)
+    world.seal()
+    key = next(k for k, p in world.pages.items() if p.image and p.image.step == 2)
+    world.pin(key)
+    world.work()
+    for step in (3, 4):
+        world.save(step)
+        world.work()
+    assert committed(world) == [(1, 3), (1, 4)]
+    restarted(world, 2)
+    if restart:
+        world.restart_agents()
+        world.work()
+    else:
+        world.unpin(key)
+    assert (1, 2) in held(world)
+
+
 def test_a_person_prunes_a_step_while_it_is_being_committed():
     world = started(World(rules_of(posix=1)))
     world.save(1)

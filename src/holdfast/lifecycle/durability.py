@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from holdfast.errors import NotFoundError, SkippedError, SupersededError
+from holdfast.errors import SkippedError, SupersededError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.images import Images
-from holdfast.lifecycle.progress import Progress, is_committing
-from holdfast.lifecycle.steps import OPEN, TierProgress, TierState
+from holdfast.lifecycle.progress import Progress, is_committing, pruned_error
+from holdfast.lifecycle.steps import OPEN, TierState
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.retention import select_deletions
 
@@ -111,7 +111,10 @@ class Durability:
             if tier not in record.tiers or record.tiers[tier].state is not TierState.COMMITTED:
                 self._p.mark_committed(record, tier)
         elif checkpoint in book.doomed:
-            self._p.close_open(checkpoint, tier, TierState.DROPPED, _pruned(checkpoint, tier))
+            self._p.close_open(checkpoint, tier, TierState.DROPPED, pruned_error(checkpoint, tier))
+        elif record.held and tier in record.tiers and record.tiers[tier].state is TierState.COMMITTED:
+            # The page of a slot said so; it does not hear of prunes.
+            self._p.mark_pruned(record, tier)
 
     def catalog_failed(self, event: events.CatalogFailed) -> None:
         """A tier could not be listed: go on with what is known."""
@@ -132,9 +135,9 @@ class Durability:
             for name in names:
                 self._ledger.books[name].doomed.add(checkpoint)
                 if record is not None and not is_committing(record, name):
-                    self._p.close_open(checkpoint, name, TierState.DROPPED, _pruned(checkpoint, name))
+                    self._p.close_open(checkpoint, name, TierState.DROPPED, pruned_error(checkpoint, name))
             if record is not None and event.tier is None and not record.lost:
-                self._p.lose(record, _pruned(checkpoint, None))
+                self._p.lose(record, pruned_error(checkpoint, None))
         for name in names:
             self._p.delete(name)
 
@@ -149,9 +152,7 @@ class Durability:
         for checkpoint in sorted(pruned & self._ledger.records.keys()):
             record = self._ledger.records[checkpoint]
             if event.tier in record.tiers:
-                error = _pruned(checkpoint, event.tier)
-                record.tiers[event.tier] = TierProgress(TierState.DROPPED, error=error)
-                self._p.changed(record)
+                self._p.mark_pruned(record, event.tier)
         self._p.delete(event.tier)
 
     def prune_failed(self, event: events.PruneFailed) -> None:
@@ -166,7 +167,3 @@ class Durability:
         self._ledger.loads -= Counter([event.checkpoint])
         for tier in self._ledger.books:
             self._p.delete(tier)
-
-
-def _pruned(checkpoint: CheckpointId, tier: str | None) -> events.Error:
-    return NotFoundError("pruned", tier=tier, step=checkpoint.step).to_dict()

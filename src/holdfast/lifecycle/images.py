@@ -71,8 +71,11 @@ class Images:
     def _was_committed(self, record: StepRecord, tiers: Iterable[str]) -> None:
         """A node remembers that tiers had the step. Where it stands no more it was pruned: it is not flushed again."""
         for name in sorted(self._ledger.books.keys() & set(tiers)):
-            progress = record.tiers.get(name)
-            if progress is None:
+            progress, book = record.tiers.get(name), self._ledger.books[name]
+            if book.listed and record.id not in book.standing:
+                if progress is None:
+                    self._p.mark_pruned(record, name)
+            elif progress is None:
                 record.tiers[name] = TierProgress(TierState.COMMITTED, commit_begun=True)
             elif progress.state in OPEN and progress.state is not TierState.COMMITTING:
                 self._p.mark_committed(record, name)

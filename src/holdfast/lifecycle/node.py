@@ -180,9 +180,8 @@ class NodeMachine:
         self._state.tiers = _tiers(event.rules, known)
         self._state.keep_last = _keep_last(event.rules)
         for name in [n for n, old in known.items() if self._state.tiers.get(n) is not old]:
-            for checkpoint, step in self._state.steps.items():
+            for checkpoint in self._state.steps:
                 self._state.cancel(name, checkpoint)
-                step.committed.discard(name)
 
     # -- after every event ---------------------------------------------------------------------------------------------
     def _settle(self) -> None:

@@ -5,7 +5,7 @@ The parts of the run machine (images.py, durability.py, ending.py) decide by eve
 
 from __future__ import annotations
 
-from holdfast.errors import HoldfastError, StepDroppedError, StepLostError
+from holdfast.errors import HoldfastError, NotFoundError, StepDroppedError, StepLostError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.ledger import Ledger
 from holdfast.lifecycle.steps import Check, StepRecord, TierProgress, TierState
@@ -84,6 +84,12 @@ class Progress:
         """The step's manifest stands on the tier."""
         record.tiers[tier] = TierProgress(TierState.COMMITTED, commit_begun=True)
         self.to_nodes(events.Committed(tier, record.id))
+        self.changed(record)
+
+    def mark_pruned(self, record: StepRecord, tier: str) -> None:
+        """The step stands on the tier no more; nodes must not take it for durable there."""
+        record.tiers[tier] = TierProgress(TierState.DROPPED, error=pruned_error(record.id, tier))
+        self.to_nodes(events.CancelFlush(tier, record.id))
         self.changed(record)
 
     # -- ended --------------------------------------------------------------------------------------------------------
@@ -185,3 +191,8 @@ def is_committing(record: StepRecord, tier: str) -> bool:
 
 def _sorted_images(record: StepRecord) -> tuple[actions.KnownImage, ...]:
     return tuple(record.known[i] for i in sorted(record.known))
+
+
+def pruned_error(checkpoint: CheckpointId, tier: str | None) -> events.Error:
+    """What becomes of a step, or of its place on a tier, that was deleted on purpose."""
+    return NotFoundError("pruned", tier=tier, step=checkpoint.step).to_dict()

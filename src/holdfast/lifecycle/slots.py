@@ -141,11 +141,12 @@ class NodeState:
                 yield occupant
 
     def cancel(self, tier: str, checkpoint: CheckpointId) -> None:
-        """The step will not be committed on the tier."""
+        """The step will not be committed on the tier, or stands there no more."""
         step = self.steps.get(checkpoint)
         if step is not None:
             step.off.add(tier)
             step.begun.discard(tier)
+            step.committed.discard(tier)
             for occupant in self.occupants(checkpoint):
                 occupant.cancel(tier)
 

@@ -47,7 +47,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class CancelFlush:
-    """The step will not be committed on this tier: flushes not begun are cancelled."""
+    """The step will not be committed on this tier, or stands there no more: flushes not begun are cancelled."""
 
     tier: str
     checkpoint: CheckpointId

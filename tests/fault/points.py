@@ -7,6 +7,7 @@ SAVES = "holdfast.trainer.saves:Saves"
 SESSION = "holdfast.trainer.session:Session"
 SLOTS = "holdfast.trainer.slots:Slots"
 STAGE = "holdfast.trainer.plan:StagePlan.stage"
+MOVE = "holdfast.trainer.move:move"
 COPY = "holdfast.trainer.stage:copy"
 FILL = "holdfast.trainer.apply:LoadPlan.fill"
 FINISH = "holdfast.trainer.apply:LoadPlan.finish"
@@ -32,7 +33,7 @@ TRAINER_POINTS: Points = {
     "claimed": Fault(TRAINER, f"{SAVES}._claim", "after"),
     "slot taken": Fault(TRAINER, f"{SLOTS}.take", "after", 3),
     "before the copy": Fault(TRAINER, STAGE, "before", 3),
-    "amid the copy": Fault(TRAINER, COPY, "amid", 3),
+    "amid the copy": Fault(TRAINER, MOVE, "amid", 3),
     "copied, no header": Fault(TRAINER, COPY, "after", 3),
     "staged, not returned": Fault(TRAINER, STAGE, "after", 3),
     "waiting for a save": Fault(TRAINER, "holdfast.trainer.save:Save.wait", "before", 4),

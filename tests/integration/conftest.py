@@ -16,7 +16,7 @@ from tests.integration.place import Place
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """An arena directory in shared memory and a home on disk that no other test knows; its agents are ended after."""
-    arena_dir = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
+    arena_dir = Path(tempfile.mkdtemp(prefix=f"holdfast-test-{os.getpid()}-", dir="/dev/shm"))
     monkeypatch.setenv("HOLDFAST_ARENA_DIR", str(arena_dir))
     # Short enough that a test that goes wrong ends, long enough for a loaded machine.
     monkeypatch.setenv("HOLDFAST_IDLE_S", "60")

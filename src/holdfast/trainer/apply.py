@@ -16,6 +16,7 @@ from holdfast.errors import CorruptError, LoadError, StructureError
 from holdfast.model.image import Entry, ImageHeader, Piece
 from holdfast.trainer.fill import Segment, fill
 from holdfast.trainer.match import Matcher
+from holdfast.trainer.move import is_plain_memory
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
@@ -66,7 +67,7 @@ class LoadPlan:
         plain, odd = [], []
         for live, source, entry in self._copies:
             destination = _destination(live, entry.piece)
-            if _is_plain_memory(destination, entry):
+            if _is_one_move(destination, entry):
                 plain.append((destination, Segment(source, entry.start, destination.nbytes, destination.data_ptr())))
             else:
                 odd.append((destination, source, entry))
@@ -191,16 +192,12 @@ def _destination(live: torch.Tensor, piece: Piece) -> torch.Tensor:
     return view
 
 
-def _is_plain_memory(destination: torch.Tensor, entry: Entry) -> bool:
+def _is_one_move(destination: torch.Tensor, entry: Entry) -> bool:
     """Whether filling the tensor is one `memmove` of the entry's bytes."""
     return (
-        destination.device.type == "cpu"
-        and destination.layout is torch.strided
-        and destination.is_contiguous()
+        is_plain_memory(destination)
         and tuple(destination.shape) == entry.piece.lengths
         and destination.dtype is dtype_of(entry.piece.dtype)
-        and not destination.is_conj()
-        and not destination.is_neg()
     )
 
 

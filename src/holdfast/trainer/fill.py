@@ -7,10 +7,8 @@ The caller tells all ranks and takes another copy, which fills the state anew.
 from __future__ import annotations
 
 import ctypes
-import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from holdfast.errors import CorruptError
 from holdfast.format.checksum import BLOCK_BYTES, block_count
 from holdfast.format.image import check_block
+from holdfast.trainer.move import on_threads
 from holdfast.trainer.saved import Source
 
 
@@ -37,11 +36,6 @@ class _Work:
     block: int
     moves: list[tuple[int, int, int]]
     """(address in the tensor, offset in the image, bytes), as `memmove` takes them."""
-
-
-def cores(ranks_here: int) -> int:
-    """How many cores one of so many processes may use while training waits."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
 def fill(
@@ -66,9 +60,7 @@ def fill(
             for to, start, n_bytes in item.moves if item.source not in bad else ():
                 ctypes.memmove(to, addresses[item.source] + start, n_bytes)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-fill") as pool:
-        for done in [pool.submit(drain) for _ in range(threads)]:
-            done.result()
+    on_threads(drain, threads)
     return bad
 
 

@@ -18,7 +18,7 @@ from holdfast.format.header import parse_header
 from holdfast.format.image import block_of, check_block, check_table
 from holdfast.model.identity import CheckpointId
 from holdfast.trainer.apply import LoadPlan, Source, plan_load
-from holdfast.trainer.fill import cores
+from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.session import Session
 from holdfast.units import format_bytes

@@ -11,6 +11,7 @@ from holdfast.format.layout import Template, lay_out
 from holdfast.model.image import Piece
 from holdfast.trainer.capture import Capture, Captured
 from holdfast.trainer.compare import fingerprints, first_difference, first_unlike, leaf_digests, plain_digests
+from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.shares import Shares, assign, unsplit
 from holdfast.trainer.slots import TrainerSlot
@@ -99,7 +100,7 @@ class StagePlan:
             pieces, aliases = unsplit(structure, rank)
         if self._template is None or self._laid_out_for is None or not self._same(structure, pieces):
             self._template = self._make_template(structure, pieces, aliases)
-            self._stager = Stager(self._template)
+            self._stager = Stager(self._template, threads=cores(self._ranks.size))
         self._laid_out_for = structure
         self._pieces = pieces
 

@@ -1,7 +1,7 @@
 """Copies a state into a slot: the one copy a save makes.
 
-All tensors go in one call of torch: for many small tensors its loop in C costs half of one in Python, for large ones
-torch's own threads divide each copy. Views into a slot are made once and kept, like the slot.
+Large tensors that are plain memory are moved by all cores of the rank; all others go in one call of torch, whose loop
+in C costs half of one in Python. Views into a slot are made once and kept, like the slot.
 """
 
 from __future__ import annotations
@@ -16,23 +16,30 @@ import torch
 from holdfast.format.image import Template, write_plain
 from holdfast.model.image import Entry, Piece
 from holdfast.trainer.capture import Captured
+from holdfast.trainer.move import is_plain_memory, move
 from holdfast.trainer.values import dtype_of
 
+_LARGE_BYTES = 1 << 20
 _device = attrgetter("device")
 
 
 class Stager:
     """Fills image buffers of one template.
 
+    Args:
+        threads: how many cores may copy.
+
     Invariants: a buffer given once stays mapped until `forget()`.
     Threads: one, except that `warm` may run in another before the first `stage` of that buffer.
     """
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: Template, *, threads: int = 1) -> None:
         self._template = template
+        self._threads = threads
         self._entries = template.layout.entries
         self._views: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._names = [entry.piece.fqn for entry in self._entries]
+        self._large = [i for i, entry in enumerate(self._entries) if entry.piece.nbytes >= _LARGE_BYTES]
         self._parts = [(i, entry.piece) for i, entry in enumerate(self._entries) if not entry.piece.is_whole]
         self._sources: list[torch.Tensor] = []
         self._sources_of: tuple[object, object] | None = None
@@ -47,7 +54,13 @@ class Stager:
         Raises: CapacityError: the plain values outgrew the template.
         """
         write_plain(buffer, self._template.layout, payload)  # first: it alone may be refused
-        copy(self._destinations(buffer), self._sources_from(captured))
+        destinations, sources = self._destinations(buffer), self._sources_from(captured)
+        moved = [i for i in self._large if is_plain_memory(sources[i])]
+        move([(destinations[i].data_ptr(), sources[i].data_ptr(), sources[i].nbytes) for i in moved], self._threads)
+        if moved:
+            rest = sorted(set(range(len(sources))).difference(moved))
+            destinations, sources = [destinations[i] for i in rest], [sources[i] for i in rest]
+        copy(destinations, sources)
         self._template.stamp(buffer, attempt, step)
 
     def warm(self, buffer: memoryview) -> None:

@@ -43,7 +43,7 @@ class Scene:
         self.directory = directory
         self.home = directory / "disk" / "run"
         self.home.parent.mkdir()
-        self.arena = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
+        self.arena = Path(tempfile.mkdtemp(prefix=f"holdfast-test-{os.getpid()}-", dir="/dev/shm"))
         self.log = directory / "log"
         self.fired_log = directory / "fired"
         self.job = Job(url=f"file://{self.home}", log=str(self.log))

@@ -25,7 +25,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store.blocks import aligned_buffer
 from holdfast.store.catalog import read_manifest
 from holdfast.store.fetch import fetch_image
-from holdfast.store.flush import flush_image
+from holdfast.store.flush import flush_image, flush_while_sealed
 from holdfast.store.quarantine import quarantine
 from holdfast.store.verify import verify_checkpoint, verify_image
 from holdfast.tiers.contract import read_all
@@ -68,6 +68,34 @@ def test_an_image_is_flushed_by_parts(tier, big, workers):
     assert read_all(tier, big.key) == big.data
     assert faults.calls["write"] == 3
     assert sum(done) == big.record.size_bytes
+
+
+def test_an_image_is_flushed_while_it_is_sealed_its_table_last(tier, big, workers):
+    start = big.header.layout.table_start
+    buffer = bytearray(big.data[:start].ljust(len(big.data), b"?"))
+    faults = Faults(tier)
+    written: list[int] = []
+
+    def sealed():
+        written.append(faults.calls["write"])
+        assert keys(tier) == [], "nothing appears before"
+        buffer[start:] = big.data[start:]
+        return big.record
+
+    assert flush_while_sealed(faults, big.record.id, memoryview(buffer), workers, final_bytes=start, sealed=sealed)
+    assert written == [2], "all parts but the one with the table"
+    assert read_all(tier, big.key) == big.data
+
+
+def test_an_image_that_cannot_be_sealed_never_appears(tmp_path, big, workers):
+    tier = PosixTier(str(tmp_path / "t"))
+
+    def sealed():
+        raise CorruptError("no image")
+
+    with pytest.raises(CorruptError, match="no image"):
+        flush_while_sealed(tier, big.record.id, memoryview(big.data), workers, final_bytes=4096, sealed=sealed)
+    assert [p for p in (tmp_path / "t").rglob("*") if p.is_file()] == []
 
 
 def test_flushing_again_reads_instead_of_writing(tier, big, workers):

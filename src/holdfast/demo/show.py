@@ -41,6 +41,7 @@ def show(script: Script, out: Path, *, console: Console, keep: bool = False) -> 
 
     Raises: HoldfastError when a job does not end as it should; its working files are then kept.
     """
+    out = out.absolute()  # the processes get it as a URL
     out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="run-", dir=out))
     try:

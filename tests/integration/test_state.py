@@ -220,7 +220,7 @@ def test_structure_that_grows_before_its_first_slots_are_mapped(place, monkeypat
         assert go.wait(30)
         populate(buffer)
 
-    monkeypatch.setattr("holdfast.trainer.session.populate", late)
+    monkeypatch.setattr("holdfast.trainer.slots.populate", late)
     state = {"small": torch.zeros(16)}
     with holdfast.Checkpointer(place.url) as ckpt:
         ckpt.load(state)

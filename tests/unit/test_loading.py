@@ -27,6 +27,8 @@ class Executor:
     """Notes pins and loads instead of telling the machines; `in_slots` is what memory holds."""
 
     def __init__(self):
+        self.node = SimpleNamespace(slots=list)
+        self.run = SimpleNamespace(steps=list)
         self.in_slots: dict[int, ImageRecord] = {}
         self.pins: Counter[int] = Counter()
         self.loads: Counter[CheckpointId] = Counter()

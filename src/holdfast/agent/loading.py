@@ -69,8 +69,8 @@ class Loading:
             problems.append(f"{len(view.abandoned)} checkpoint(s) of abandoned attempts are not on the lineage")
         return messages.Loadable(None, [], empty, problems)
 
-    async def _settle(self) -> None:
-        """Wait until nothing that may become whole is still being checksummed or checked for coverage.
+    async def _settle(self, checkpoint: CheckpointId | None = None) -> None:
+        """Wait until nothing (or not this step) that may become whole is being checksummed or checked for coverage.
 
         A step that never becomes whole is not waited for long: its ranks are gone, and the run machine drops it.
         """
@@ -78,14 +78,15 @@ class Loading:
         began = loop.time()
         while self._checking() and loop.time() < began + self._host.settings.load_timeout_s:
             await asyncio.sleep(_SETTLE_POLL_S)
-        while self._forming() and loop.time() < began + _FORMING_WAIT_S:
+        while self._forming(checkpoint) and loop.time() < began + _FORMING_WAIT_S:
             await asyncio.sleep(_SETTLE_POLL_S)
 
     def _checking(self) -> bool:
         return any(v.state in ("sealing", "verifying") for v in self._executor.node.slots())
 
-    def _forming(self) -> bool:
-        return any(s.memory == "staged" for s in self._executor.run.steps())
+    def _forming(self, checkpoint: CheckpointId | None) -> bool:
+        steps = self._executor.run.steps()
+        return any(s.memory == "staged" and checkpoint in (None, s.checkpoint) for s in steps)
 
     def _in_memory(self) -> dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]]:
         """Whole checkpoints in this node's slots."""
@@ -140,6 +141,8 @@ class Loading:
             raise
 
     async def _fetch_all(self, checkpoint: CheckpointId, rank: int) -> list[messages.FetchedImage]:
+        # An agent that has just begun looks at its slots first: what it was told to fetch may stand in them.
+        await self._settle(checkpoint)
         view = await self._host.in_thread(self._shelf.view)
         candidate = await self._candidate(checkpoint, self._in_memory(), view.committed.get(checkpoint, []))
         records = [record for _, record in sorted(candidate.images.items())]

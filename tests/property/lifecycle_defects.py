@@ -17,6 +17,7 @@ from holdfast.lifecycle.progress import Progress
 from holdfast.lifecycle.slots import NodeState, NodeTier, Occupant, SlotState
 from holdfast.lifecycle.steps import Check, StepRecord
 from holdfast.model.identity import CheckpointId
+from holdfast.policy import retention
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -112,8 +113,9 @@ def _retention_takes_the_newest(patch: pytest.MonkeyPatch) -> None:
 
 def _pruned_under_a_load(patch: pytest.MonkeyPatch) -> None:
     """Nobody asks whether what is to go is in use."""
-    real = TierBook.next_deletion
+    real, select = TierBook.next_deletion, retention.select_deletions
     patch.setattr(TierBook, "next_deletion", lambda book, in_use: real(book, ()))
+    patch.setattr(durability, "select_deletions", lambda *args: select(*args[:-1]))
 
 
 def _freed_in_flush(patch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,7 @@ def test_a_tier_that_lags_for_one_rank_gives_way_for_all():
     stuck(world, 10)
     world.pin(next(k for k, p in world.pages.items() if p.image and (p.image.step, p.image.rank) == (2, 0)))
     world.tell_node("n0", events.SlotWanted(1, 5))
+    world.pump_at_once = False
     world.fire("n0", "slot-wait-1")
     assert world.free_slots(1)
     assert world.free_slots(0), "whose save comes next"

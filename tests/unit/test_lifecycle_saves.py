@@ -128,6 +128,17 @@ def test_a_tier_gives_way_also_when_the_wait_ran_out_before_anything_was_whole()
     assert tier_states(world, 2) == {"posix": "skipped"}
 
 
+def test_a_tier_that_lags_for_one_rank_gives_way_for_all():
+    world = started(World(rules_of(posix=1), ranks_per_node=2))
+    stuck(world, 10)
+    world.pin(next(k for k, p in world.pages.items() if p.image and (p.image.step, p.image.rank) == (2, 0)))
+    world.tell_node("n0", events.SlotWanted(1, 5))
+    world.pump_at_once = False
+    world.fire("n0", "slot-wait-1")
+    assert world.free_slots(1)
+    assert world.free_slots(0), "whose save comes next"
+
+
 def test_a_tier_that_has_caught_up_lags_no_more():
     world = started(World(rules_of(posix=1)))
     world.tell_node("n0", events.SlotWanted(0, stuck(world, 10)))

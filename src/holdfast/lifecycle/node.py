@@ -187,12 +187,9 @@ class NodeMachine:
     def _settle(self) -> None:
         self._flushes.begin_all()
         self._free_unneeded()
-        for rank in room.ranks(self._state):
-            self._make_room(rank)
-            if rank in self._overdue and room.lacks_room(self._state, rank):
-                for tier in room.held_up_by(self._state, rank):
-                    self._state.tiers[tier].lagging = True
-                self._make_room(rank)
+        self._make_room_for_all()
+        if self._blame():
+            self._make_room_for_all()
         for checkpoint in self._state.steps.keys() - {o.checkpoint for o in self._state.occupants()}:
             del self._state.steps[checkpoint]
         self._show_tiers()
@@ -200,6 +197,18 @@ class NodeMachine:
     def _free_unneeded(self) -> None:
         for occupant in room.unneeded(self._state):
             self._occupants.free(occupant)
+
+    def _blame(self) -> bool:
+        """Mark the tiers that hold up an overdue save as lagging; whether there are any."""
+        late = [rank for rank in sorted(self._overdue) if room.lacks_room(self._state, rank)]
+        guilty = {tier for rank in late for tier in room.held_up_by(self._state, rank)}
+        for tier in guilty:
+            self._state.tiers[tier].lagging = True
+        return bool(guilty)
+
+    def _make_room_for_all(self) -> None:
+        for rank in room.ranks(self._state):
+            self._make_room(rank)
 
     def _make_room(self, rank: int) -> None:
         """Keep a slot free ahead of the rank's next save."""

@@ -10,7 +10,6 @@ from functools import partial
 from holdfast.agent.arena import Arena, Slot
 from holdfast.agent.executor import Executor
 from holdfast.agent.host import Host
-from holdfast.agent.images import Headers, check_image
 from holdfast.agent.readers import Readers
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import CapacityError, HoldfastError, LoadError
@@ -39,7 +38,6 @@ class Fetching:
         self._arena = arena
         self._shelf = shelf
         self._readers = readers
-        self._headers = Headers()
         self._process = os.getpid(), process_start(os.getpid())
         self._bad: set[tuple[str, ImageId]] = set()
         self._fetching: dict[ImageId, asyncio.Task[str]] = {}
@@ -84,7 +82,7 @@ class Fetching:
             slot = await self._room(record.size_bytes)
             try:
                 header = await asyncio.get_running_loop().run_in_executor(
-                    self._shelf.fetches, self._read, tier, record, slot
+                    self._shelf.fetches, self._shelf.fetch, tier, record, slot.room(record.size_bytes)
                 )
             except Exception as e:
                 slot.page.state = SlotState.FREE
@@ -131,13 +129,6 @@ class Fetching:
                 self._executor.tell_node(events.Undealt(slot.number))
                 return True
         return False
-
-    def _read(self, tier: str, record: ImageRecord, slot: Slot) -> ImageHeader:
-        """In a thread: the bytes, proven."""
-        room = slot.room(record.size_bytes)
-        self._shelf.fetch(tier, record, room)
-        _, header = check_image(room, record.id, self._headers)
-        return header
 
     def _hold(self, rank: int, slot: Slot, record: ImageRecord, header: ImageHeader, tiers: frozenset[str]) -> None:
         """From filling to held, pinned for the rank that asked: an older step than memory keeps would go at once."""

@@ -1,4 +1,4 @@
-"""The agent's tiers: whose unfinished uploads are swept."""
+"""The agent's tiers: whose unfinished uploads are swept, and what a launch with other settings changes."""
 
 import os
 import time
@@ -7,6 +7,7 @@ import pytest
 
 from holdfast.agent.shelf import Shelf
 from holdfast.config import Config
+from holdfast.errors import ConfigError
 from holdfast.tiers.contract import ABANDONED_S
 
 
@@ -54,3 +55,24 @@ def test_an_agent_sweeps_what_dead_agents_of_its_arena_left_and_nothing_that_may
     assert not theirs.exists(), "nobody wrote to it for so long"
     assert own.exists()
     assert list(unfinished.iterdir()) == [own]
+
+
+def test_a_tier_that_moved_is_opened_at_its_new_place(shelves, tmp_path):
+    shelf = shelves("arena")
+    before = shelf.tiers["posix"]
+    upload = before.upload("images/one", 4)
+    shelf.reconfigure(Config.from_url(str(tmp_path / "elsewhere")).resolve({}))
+    shelf.tiers["posix"].put("attempts/00000001", memoryview(b"here"))
+    assert (tmp_path / "elsewhere/attempts/00000001").read_bytes() == b"here"
+    upload.write(0, memoryview(b"late"))
+    upload.publish()
+    assert (tmp_path / "home/images/one").read_bytes() == b"late", "what was under way ends where it began"
+
+
+def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
+    shelf = shelves("arena")
+    before = shelf.tiers["posix"]
+    with pytest.raises(ConfigError):
+        shelf.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
+    assert shelf.tiers["posix"] is before
+    assert shelf.authority is before

@@ -22,6 +22,7 @@ from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.manifest import Manifest
+from holdfast.model.place import TierRule
 from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, sweep
 from holdfast.store import catalog as catalogs
 from holdfast.tiers import open_tier
@@ -61,6 +62,8 @@ class Shelf:
         self._name = f"{self._arena}.{uuid.uuid4().hex[:12]}"
         self.owner = 0
         self.tiers: dict[str, Tier] = {}
+        self._urls: dict[str, str] = {}
+        self._left: list[Tier] = []
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
@@ -69,22 +72,35 @@ class Shelf:
         self.flushed: dict[str, tuple[int, float]] = {}
         self._manifests: dict[CheckpointId, Manifest] = {}
         self._lock = threading.Lock()
-        self._open()
-
-    def _open(self) -> None:
-        for rule in self._settings.tiers:
-            if not rule.is_memory and rule.name not in self.tiers:
-                opened = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
-                tier = Retry(opened)
-                self.tiers[rule.name] = tier
-                threads = tier.capabilities.concurrency
-                self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
-                self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
+        self.reconfigure(settings)
 
     def reconfigure(self, settings: Settings) -> None:
-        """Other tiers: open what is new. What is gone stays open until the agent ends, for flushes under way."""
+        """Other tiers: open what is new, or stands elsewhere now. What is gone stays open until the agent ends, for
+        flushes under way. Nothing changes when one cannot be opened.
+
+        Raises: ConfigError, TierError.
+        """
+        opened: dict[TierRule, Tier] = {}
+        try:
+            for rule in settings.tiers:
+                if not rule.is_memory and self._urls.get(rule.name) != rule.url:
+                    opened[rule] = Retry(open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name))
+        except HoldfastError:
+            for tier in opened.values():
+                tier.close()
+            raise
+        for rule, tier in opened.items():
+            self._install(rule, tier)
         self._settings = settings
-        self._open()
+
+    def _install(self, rule: TierRule, tier: Tier) -> None:
+        if rule.name in self.tiers:
+            self._left.append(self.tiers[rule.name])
+        self.tiers[rule.name], self._urls[rule.name] = tier, rule.url
+        if rule.name not in self._parts:
+            threads = tier.capabilities.concurrency
+            self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
+            self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
 
     @property
     def authority(self) -> Tier:
@@ -269,7 +285,7 @@ class Shelf:
         """Wait for what the pools still do, then let go of the tiers."""
         for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
             pool.shutdown(wait=True, cancel_futures=True)
-        for tier in self.tiers.values():
+        for tier in (*self.tiers.values(), *self._left):
             tier.close()
 
 

@@ -1,5 +1,6 @@
 """What a new launch changes in an agent that is already there."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -7,9 +8,11 @@ import pytest
 
 from holdfast.agent.admission import Admission
 from holdfast.agent.agent import Agent
+from holdfast.agent.arena import Arena
 from holdfast.config import Config, Settings, TierConfig
-from holdfast.errors import ConfigError
+from holdfast.errors import CapacityError, ConfigError
 from holdfast.lifecycle import events
+from holdfast.wire import messages
 
 
 def settings(*urls: str, **more: Any) -> Settings:
@@ -62,3 +65,34 @@ def test_the_same_settings_are_no_news(tmp_path):
 def test_another_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="another run"):
         Told(tmp_path, settings()).bring(settings("memory:", "/data/run8"))
+
+
+def dealt(told, root, rank, image_bytes, budget_bytes):
+    """What a rank of images of this size is dealt, made ready at once."""
+    arena = told.agent.arena
+    if not isinstance(arena, Arena):
+        arena = told.agent.arena = Arena(root / "arena", budget_bytes)
+        told.agent.shelf.faulting = None
+
+    async def ask():
+        admission = Admission(cast(Agent, told.agent))
+        answer = await admission.prepare(messages.Prepare(rank, image_bytes))
+        await admission.finish()
+        return answer.slots
+
+    return asyncio.run(ask())
+
+
+def test_what_a_rank_outgrew_makes_room_for_what_it_needs(tmp_path):
+    told = Told(tmp_path, settings())
+    mib = 1 << 20
+    small = dealt(told, tmp_path, 0, mib, budget_bytes=3 * mib)
+    arena = told.agent.arena
+    large = dealt(told, tmp_path, 0, mib + 4096, budget_bytes=3 * mib)
+    assert not set(small) & set(large)
+    assert sorted(arena.slots) == sorted(large), "all four would not fit"
+    assert {s.page.dealt_rank for s in arena.slots.values()} == {0}
+    with pytest.raises(CapacityError):
+        dealt(told, tmp_path, 0, 2 * mib, budget_bytes=3 * mib)
+    assert {s.page.dealt_rank for s in arena.slots.values()} == {0}, "what the rank had it has"
+    arena.close()

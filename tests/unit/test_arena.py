@@ -144,3 +144,12 @@ def test_destroy_leaves_nothing(tmp_path: Path) -> None:
     deal(arena, 0)
     arena.destroy()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slot_number_is_never_used_again(arena: Arena) -> None:
+    """Agent and trainers know a slot by its number: another file under it would be taken for the one before."""
+    first = [s.number for s in deal(arena, 0)]
+    for slot in list(arena.slots.values()):
+        slot.page.dealt_rank = -1
+        arena.remove(slot)
+    assert not set(first) & {s.number for s in deal(arena, 0)}

@@ -66,7 +66,7 @@ def through(value, **options):
         (Counter({5: 2}), '{"!Counter":[[5,2]]}'),
         (TensorRef("model.w"), '{"!tensor":"model.w"}'),
     ],
-    ids=repr,
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
 )
 def test_values_and_their_text(value, text):
     data = plain.encode(value)
@@ -74,7 +74,7 @@ def test_values_and_their_text(value, text):
     back = plain.decode(data)
     assert back == value
     assert type(back) is type(value)
-    assert isinstance(value, frozenset) or repr(back) == repr(value), "types within, the sign of zero"
+    assert isinstance(value, (set, frozenset)) or repr(back) == repr(value), "types within, the sign of zero"
 
 
 def test_nan_comes_back():

@@ -294,6 +294,31 @@ def test_a_load_holds_off_deletion():
     assert (1, 1) not in committed(world)
 
 
+def test_a_run_that_goes_back_to_a_step_of_two_ranks_on_a_tier_ends():
+    """Its images come in one by one, and the other rank is long past the step: it is no step for want of an image."""
+    world = started(World(rules_of(posix=1), ranks_per_node=2), *range(1, 7))
+    step = CheckpointId(1, 4)
+    assert step in world.stores["posix"].manifests
+    assert (1, 4) not in held(world)
+    world.restart_agents()
+    world.work()
+    for rank in range(2):
+        world.tell_node("n0", events.RankAt(rank, CheckpointId(1, 6)))
+    world.loading.append(step)
+    world.tell_run(events.LoadBegun(step))
+    slots = world.fetch(step)
+    world.work()
+    assert world.status(4).memory == "whole"
+    for slot in slots:
+        world.unpin(slot)
+    world.loading.clear()
+    world.tell_run(events.LoadEnded(step))
+    world.claim(step)
+    world.tell_run(events.CloseAsked())
+    world.work()
+    assert world.ended, f"waits for {world.run.waiting_for()}"
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_step_in_memory_that_was_pruned_is_not_taken_for_durable(restart):
     """Retention took it, a reader kept it in memory, and the run went back to it: memory has the only copy."""

@@ -4,10 +4,14 @@ import os
 import time
 
 import pytest
+from tests.unit.store_fixtures import make_image, put_image
 
 from holdfast.agent.shelf import Shelf
 from holdfast.config import Config
 from holdfast.errors import ConfigError
+from holdfast.lifecycle.actions import KnownImage
+from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.store import attempts
 from holdfast.tiers.contract import ABANDONED_S
 
 
@@ -76,3 +80,17 @@ def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
         shelf.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
     assert shelf.tiers["posix"] is before
     assert shelf.authority is before
+
+
+def test_what_cannot_be_loaded_does_not_stand(shelves, tmp_path):
+    """Nothing may be let go for the sake of a checkpoint whose image is gone."""
+    shelf = shelves("arena")
+    image = make_image(ImageId(1, 100, 0), world_size=1)
+    put_image(shelf.tiers["posix"], image)
+    shelf.owner = 1
+    attempts.claim(shelf.authority, [], run="home", parent=None, coordinator="", seen=0)
+    shelf.check_whole(CheckpointId(1, 100), (KnownImage(image.record, image.header),), None)
+    shelf.commit("posix", CheckpointId(1, 100), (KnownImage(image.record, image.header),))
+    assert shelf.catalog("posix")[0] == {CheckpointId(1, 100)}
+    (tmp_path / "home" / image.key).unlink()
+    assert shelf.catalog("posix")[0] == frozenset()

@@ -10,7 +10,7 @@ import msgspec
 
 from holdfast.agent.arena import Slot
 from holdfast.config import Settings
-from holdfast.errors import AgentError, ConfigError, HoldfastError
+from holdfast.errors import AgentError, CapacityError, ConfigError, HoldfastError
 from holdfast.lifecycle import events
 from holdfast.wire import messages
 from holdfast.wire.pages import SlotState
@@ -99,8 +99,7 @@ class Admission:
 
         Raises: CapacityError with the sum; nothing is dealt then.
         """
-        agent = self._agent
-        slots = agent.arena.deal(body.rank, agent.settings.slots_per_rank, body.image_bytes)
+        slots = self._find_slots(body)
         self._take_back(body.rank, keep={s.number for s in slots})
         # Free ones first, for the reason above.
         for slot in sorted(slots, key=lambda s: s.page.state != SlotState.FREE):
@@ -109,6 +108,24 @@ class Admission:
             elif slot.number not in self._readying:
                 self._readying[slot.number] = asyncio.create_task(self._make_ready(slot, body.rank))
         return messages.PrepareAnswer([s.number for s in slots])
+
+    def _find_slots(self, body: messages.Prepare) -> list[Slot]:
+        """The rank's slots from now on. The free ones it outgrew make room for them, if need be.
+
+        Raises: CapacityError; the rank has what it had then.
+        """
+        agent = self._agent
+        own = [s for s in agent.arena.find(SlotState.FREE) if s.page.dealt_rank == body.rank]
+        outgrown = [s for s in own if s.capacity_bytes < body.image_bytes]
+        for slot in outgrown:
+            self._undeal(slot)
+        try:
+            return agent.arena.deal(body.rank, agent.settings.slots_per_rank, body.image_bytes)
+        except CapacityError:
+            for slot in outgrown:
+                if slot.number in agent.arena.slots:
+                    self._deal(slot, body.rank)
+            raise
 
     def _take_back(self, rank: int, keep: set[int]) -> None:
         """What the rank outgrew is no room of its any more, whether it is free, in use or still being readied.

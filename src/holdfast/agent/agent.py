@@ -82,6 +82,8 @@ class Agent:
         self.launches.adopt()
         await self.ownership.find_again()
         self._adopt_slots()
+        # What is staged, too, is told before anything is concluded from an image that is not there.
+        self.poller.poll(settings.tiers)
         await self.ownership.read_catalogs()
         self.trainers_here = self.launches.anyone_alive
         if not self.trainers_here:

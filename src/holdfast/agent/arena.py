@@ -49,8 +49,8 @@ class Slot:
 class Arena:
     """All slots of one run on one node.
 
-    Invariants: the sum of slot files never exceeds the budget; slot numbers are never reused while a file of that
-    number exists; only FREE slots are removed.
+    Invariants: the sum of slot files never exceeds the budget; a slot number is never used again, since whoever knew a
+    slot knows it by that; only FREE slots are removed.
     Threads: the agent's event loop only, except `Slot.image` buffers and `make_ready`.
     """
 
@@ -59,6 +59,7 @@ class Arena:
         self.root = root
         self.budget_bytes = budget_bytes
         self.slots: dict[int, Slot] = {}
+        self._next = 0
 
     def adopt(self) -> list[Slot]:
         """Map the slots an earlier agent left. A file without a valid page holds nothing and is removed, and so is a
@@ -75,6 +76,7 @@ class Arena:
                 half_made = slot.page.state == SlotState.FREE and _lacking_bytes(slot) > 0
                 if not slot.page.valid or slot.page.image_bytes > slot.capacity_bytes or half_made:
                     self.remove(slot)
+        self._next = max(self.slots, default=-1) + 1
         return list(self.slots.values())
 
     @property
@@ -118,21 +120,25 @@ class Arena:
         return free and slot.ready and slot.reserved_for < 0
 
     def _make_room(self, needed_bytes: int, keep: list[Slot], what: tuple[int, int]) -> None:
-        """Remove slots nobody uses until `needed_bytes` fit."""
+        """Remove slots nobody uses until `needed_bytes` fit; none when all of them would not do.
+
+        Raises: CapacityError.
+        """
         loose = [s for s in self.slots.values() if self._loose(s) and s not in keep]
-        for slot in loose:
-            if self.room_bytes() >= needed_bytes:
-                break
-            self.remove(slot)
-        if self.room_bytes() < needed_bytes:
+        left_bytes = self.room_bytes() + sum(s.file.size_bytes for s in loose)
+        if left_bytes < needed_bytes:
             count, image_bytes = what
             raise CapacityError(
                 f"the arena {self.root} lacks room: {count} slots x {format_bytes(image_bytes)} are needed, "
-                f"{format_bytes(needed_bytes)} of it new, and {format_bytes(max(0, self.room_bytes()))} is left "
+                f"{format_bytes(needed_bytes)} of it new, and {format_bytes(max(0, left_bytes))} is left "
                 f"(in use {format_bytes(self.used_bytes)}, budget "
                 f"{format_bytes(self.budget_bytes) if self.budget_bytes else 'none set'})",
                 hint=_HINT,
             )
+        for slot in loose:
+            if self.room_bytes() >= needed_bytes:
+                break
+            self.remove(slot)
 
     def take_loose(self, image_bytes: int) -> Slot:
         """A slot for the agent's own use (a fetch): a free one nobody was dealt, or a new one.
@@ -147,7 +153,7 @@ class Arena:
 
     def create(self, capacity_bytes: int) -> Slot:
         """A new slot file with its page; its room is not yet promised."""
-        number = max(self.slots, default=-1) + 1
+        number, self._next = self._next, self._next + 1
         file = MappedFile(self.root / f"{_SLOT}{number:05d}", PAGE_BYTES + capacity_bytes, promise_bytes=PAGE_BYTES)
         slot = Slot(number, file, SlotPage(file.buffer))
         slot.page.initialise()

@@ -48,6 +48,7 @@ class Launches:
 
         Also those of its ranks that are gone: how they went decides how the launch ends.
         """
+        self._remove_half_made()
         for path in sorted(self._root.glob("trainer-*.page")):
             file = MappedFile(path)
             page = TrainerPage(file.buffer)
@@ -64,6 +65,13 @@ class Launches:
             page.release()
             file.close()
             path.unlink(missing_ok=True)
+
+    def _remove_half_made(self) -> None:
+        """An agent died while making a page: reading one without room would kill this agent, too."""
+        for path in self._root.glob("trainer-*.page"):
+            found = path.stat()
+            if found.st_size < PAGE_BYTES or found.st_blocks == 0:
+                path.unlink()
 
     def blockers(self, launch: str) -> list[int]:
         """Process ids of another launch that still live."""

@@ -9,9 +9,10 @@ from holdfast.agent.arena import Arena, Slot
 from holdfast.agent.executor import Executor
 from holdfast.agent.fetching import MEMORY, Fetching
 from holdfast.agent.host import Host
+from holdfast.agent.poller import image_id
 from holdfast.agent.readers import Readers
 from holdfast.agent.shelf import Shelf
-from holdfast.errors import HoldfastError, LoadError, NotFoundError
+from holdfast.errors import HoldfastError, LoadError
 from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageRecord
@@ -173,8 +174,8 @@ class Loading:
     async def bad_image(self, body: messages.BadImage) -> messages.Ok:
         """A trainer found a held image bad: it goes, and the next-nearest copy is used."""
         slot = self._arena.slots.get(body.slot)
-        if slot is None:
-            raise NotFoundError(f"slot {body.slot}", hint="it was freed already")
+        if slot is None or image_id(slot) != body.id:
+            return messages.Ok()  # told before, by another rank or to the agent before: it is gone
         error = LoadError(f"{body.id} in memory: {body.reason}", step=body.id.step).to_dict()
         self._readers.drop(body.slot)
         self._executor.tell_node(events.FoundBad(body.slot, error))

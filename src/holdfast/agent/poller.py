@@ -88,7 +88,9 @@ class Poller:
         if at is None:
             return
         given_up = trainer.page.given_up_step
-        if given_up >= 0 and given_up != self._given_up.get(rank):
+        if given_up < 0:
+            self._given_up.pop(rank, None)
+        elif given_up != self._given_up.get(rank):
             self._given_up[rank] = given_up
             self._dispatch(events.RankGaveUp(rank, CheckpointId(at.attempt, given_up)))
         if at != self._at.get(rank):

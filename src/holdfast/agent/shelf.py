@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config import Settings
-from holdfast.errors import AgentError, HoldfastError, RunBusyError
+from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError
 from holdfast.format.image import read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
@@ -152,10 +152,10 @@ class Shelf:
 
     # -- what is there ------------------------------------------------------------------------------------------------
     def catalog(self, tier: str) -> tuple[frozenset[CheckpointId], frozenset[CheckpointId]]:
-        """(committed, tombstoned) on a tier."""
+        """(committed, tombstoned) on a tier. What cannot be loaded does not count: nothing is let go for its sake."""
         found = catalogs.read_catalog(self.tiers[tier])
         return (
-            frozenset(e.id for e in found if e.committed and e.problem is None),
+            frozenset(e.id for e in found if e.loadable),
             frozenset(e.id for e in found if e.tombstoned),
         )
 
@@ -230,7 +230,11 @@ class Shelf:
     def _roll(self, tier: str, checkpoint: CheckpointId) -> None:
         """Found by listing, or no longer in memory: everything is read and proven before the manifest is written."""
         entry = catalogs.read_catalog(self.tiers[tier]).get(checkpoint)
-        if entry is None or entry.committed:
+        if entry is None:
+            raise NotFoundError(f"{checkpoint} is not there any more", tier=tier, step=checkpoint.step)
+        if entry.problem is not None:
+            raise entry.problem
+        if entry.loadable:
             return
         rolled = rollforward.roll_forward(self.tiers[tier], self.authority, entry, owner=self.owner)
         if rolled.problem is not None:

@@ -165,5 +165,6 @@ class Durability:
     def load_ended(self, event: events.LoadEnded) -> None:
         """A checkpoint is no longer read; what was to be deleted meanwhile goes now."""
         self._ledger.loads -= Counter([event.checkpoint])
+        self._p.drop_incomplete()
         for tier in self._ledger.books:
             self._p.delete(tier)

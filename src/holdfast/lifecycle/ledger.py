@@ -68,8 +68,8 @@ class Ledger:
 
         `rank`: only this one is news.
         """
-        if record.fully_announced or not self.told:
-            return None
+        if record.fully_announced or not self.told or self.loads[record.id]:
+            return None  # nobody knows yet, or a load is bringing it in, image by image
         if self.everyone_gone or record.id.attempt < self.attempt:
             return next((r for r in range(record.world_size) if not record.staged_by(r)), None)
         news = sorted(self.gone | self.at.keys()) if rank is None else [rank]

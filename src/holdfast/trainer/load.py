@@ -7,6 +7,7 @@ if none is left, all ranks together take the next older step and say so.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ class Loader:
                     e.message += " (the live state is undefined now; it can be loaded again)"
                 raise
             finally:
-                self._session.tell("/unpin", messages.Unpin(self._session.rank), messages.Ok)
+                # Where it cannot be said, the pins end with this launch; what the load raised is what counts.
+                with contextlib.suppress(HoldfastError):
+                    self._session.tell("/unpin", messages.Unpin(self._session.rank), messages.Ok)
 
     def _load(self, talk: Talk, state: dict[str, Any], step: int | None, strict: bool) -> Loaded | None:
         below: CheckpointId | None = None

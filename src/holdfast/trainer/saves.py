@@ -37,7 +37,8 @@ class Saves:
     def stand_on(self, parent: CheckpointId | None) -> None:
         """A load: the next save begins a new attempt on what was loaded."""
         self._parent, self._attempt, self.last_step = parent, 0, -1
-        self._session.page.attempt, self._session.page.current_step = 0, -1
+        page = self._session.page
+        page.attempt, page.current_step, page.given_up_step = 0, -1, -1
 
     def check_order(self, step: int) -> None:
         """Raises: StepExistsError unless the step comes after those saved in this attempt."""

@@ -76,6 +76,7 @@ class Slots:
         self._mine, self._asked_bytes = numbers, image_bytes
         self._fault_error = None
         if self._faulting is None or not self._faulting.is_alive():
+            self._drop_others()
             self._faulting = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
             self._faulting.start()
 
@@ -107,6 +108,14 @@ class Slots:
                 file = MappedFile(self._settings.arena / f"slot-{number:05d}")
                 self._slots[number] = TrainerSlot(number, file, SlotPage(file.buffer))
             return self._slots[number]
+
+    def _drop_others(self) -> None:
+        """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so."""
+        with self._mapping:
+            for number in self._slots.keys() - set(self._mine):
+                slot = self._slots.pop(number)
+                slot.page.release()
+                slot.file.close()
 
     def drop_stale(self) -> None:
         """Another agent: the one before may have freed the memory, and what we still map of it is nobody's."""

@@ -198,7 +198,11 @@ class MappedFile:
         try:
             if size_bytes is not None:
                 os.ftruncate(fd, size_bytes)
-                _promise(fd, path, size_bytes if promise_bytes is None else promise_bytes)
+                try:
+                    _promise(fd, path, size_bytes if promise_bytes is None else promise_bytes)
+                except CapacityError:
+                    path.unlink(missing_ok=True)  # a file without room kills whoever looks into it
+                    raise
             found = os.fstat(fd)
             self.size_bytes, self.inode = found.st_size, found.st_ino
             self._map = mmap.mmap(fd, self.size_bytes)

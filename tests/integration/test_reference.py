@@ -12,6 +12,7 @@ from holdfast.agent.server import Server
 from holdfast.config import Config, Settings, TierConfig
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.store.quarantine import quarantine_key
 from holdfast.wire import messages
 
 NOT_SETTINGS = {"run", "tiers", "sources"}
@@ -48,6 +49,7 @@ def test_keys_on_tiers():
         "image": names.image_key(ImageId(1, 100, 0)),
         "manifest": names.manifest_key(checkpoint),
         "tombstone": names.tombstone_key(checkpoint),
+        "quarantine record": quarantine_key(ImageId(1, 100, 0)),
     }
 
 

@@ -97,7 +97,8 @@ class Checkpointer:
     def load(self, state: dict[str, Any], *, step: int | None = None, strict: bool = True) -> int | None:
         """Load the newest loadable step (or `step` of the lineage) into `state`, in place, on all ranks.
 
-        Collective. Claims nothing and writes nothing on any tier.
+        Collective. Claims nothing and writes nothing on any tier. `strict=False` takes what both sides have; what is on
+        both sides and does not match is still an error.
 
         Returns: the step, or None when the home holds no attempt, manifest or image.
         Raises: LoadError when something is there and nothing (or not that step) loads; StructureError when state and

@@ -88,7 +88,7 @@ class _Writer:
         if tagged is None:
             raise self.refuse(
                 f"is a {kind.__module__}.{kind.__qualname__}, which has no exact plain form",
-                "convert it to plain values or a tensor, or register an encoder for it",
+                "convert it to plain values or a tensor, or give an object with state_dict and load_state_dict",
             )
         return tagged
 

@@ -267,6 +267,63 @@ def test_prune_never_deletes_the_last_that_loads(home, run):
     assert keys(home) == before
 
 
+def test_prune_keeps_the_newest_that_verifies_when_the_newest_is_damaged(home, run, text):
+    flip(path_of(home, 2, 50, rank=1), 5000)
+    before = keys(home)
+    _, document = run("prune", home, "--keep-last", 1)
+    assert document["verified"] == {"attempt": 2, "step": 30}
+    assert [(d["step"], d["error"]["kind"]) for d in document["damaged"]] == [(50, "corrupt")]
+    assert keys(home) == before
+    code, document = run("prune", home, "--keep-last", 1, "--yes")
+    assert code == 0
+    assert [(k["attempt"], k["step"], k["why"]) for k in document["keep"]] == [(2, 30, "protected"), (2, 50, "newest")]
+    assert [s["step"] for s in run("ls", home)[1]["steps"]] == [30, 50]
+    assert run("verify", home, "--step", 30)[0] == 0
+    assert not (home / "quarantine").exists()
+
+
+def test_prune_says_what_is_damaged_and_what_stays(home, capsys):
+    flip(path_of(home, 2, 50), 5000)
+    assert main(["prune", str(home), "--keep-last", "1"]) == 0
+    told = capsys.readouterr().err
+    assert "step 50 (attempt 2) is damaged" in told
+    assert "step 30 (attempt 2) stays" in told
+
+
+def test_prune_reads_on_until_one_verifies(home, run):
+    flip(path_of(home, 2, 50), 5000)
+    flip(path_of(home, 2, 30, rank=1), 5000)
+    assert run("prune", home, "--keep-last", 1, "--yes")[0] == 0
+    assert run("verify", home, "--step", 20)[0] == 0
+
+
+def test_prune_deletes_nothing_when_nothing_verifies(home, run):
+    for attempt, step in ((1, 10), (1, 20), (2, 30), (2, 50)):
+        flip(path_of(home, attempt, step), 5000)
+    before = keys(home)
+    code, document = run("prune", home, "--keep-last", 1, "--yes")
+    assert (code, document["kind"]) == (2, "usage")
+    assert "--everything" in document["hint"]
+    assert keys(home) == before
+
+
+def test_prune_of_steps_leaves_one_that_verifies(home, run):
+    flip(path_of(home, 2, 50), 5000)
+    before = keys(home)
+    code, document = run("prune", home, "--step", 10, "--step", 20, "--step", 30, "--yes")
+    assert (code, document["kind"]) == (2, "usage")
+    assert "step 50" in document["message"]
+    assert keys(home) == before
+    assert run("prune", home, "--step", 50, "--yes")[0] == 0
+    assert [s["step"] for s in run("ls", home)[1]["steps"] if s["newest"]] == [30]
+
+
+def test_prune_reads_nothing_when_nothing_would_go(home, run, monkeypatch):
+    monkeypatch.setattr("holdfast.cli.checking.find_damage", None)
+    code, document = run("prune", home, "--keep-last", 99)
+    assert (code, document["delete"], document["verified"]) == (0, [], None)
+
+
 @pytest.fixture
 def two_tiers(home, tmp_path):
     """The run's configuration on this node knows a second tier, `far`, which has step 10, too."""

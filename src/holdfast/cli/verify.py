@@ -10,14 +10,11 @@ import click
 from holdfast.cli.arguments import json_option, step_option, url_argument
 from holdfast.cli.output import Bar, counted, progress, write, write_json
 from holdfast.cli.runs import Run, open_run
-from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError, UsageError
+from holdfast.errors import CorruptError, HoldfastError, UsageError
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import CatalogEntry
-from holdfast.store.verify import ImageVerdict, verify_checkpoint
+from holdfast.store.verify import DAMAGE, ImageVerdict, verify_checkpoint
 from holdfast.units import format_bytes
-
-_DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
-"""What an image or a manifest can show when read; anything else is the tier's failure, not the image's."""
 
 
 @dataclass(slots=True)
@@ -100,7 +97,7 @@ def _conclude(results: list[Verified]) -> None:
 
 def _exit_code(results: list[Verified]) -> int:
     errors = [e for r in results for e in r.errors]
-    if any(isinstance(e, _DAMAGE) for e in errors):
+    if any(isinstance(e, DAMAGE) for e in errors):
         return CorruptError.exit_code
     return errors[0].exit_code if errors else 0
 

@@ -38,7 +38,7 @@ def prune(  # noqa: PLR0913  one parameter per option
     Prints what would go, and why, and deletes it with --yes: through the live agent of the run on this node if there is
     one, else directly. Directly, it first reads the newest checkpoint that would stay and compares every byte, in a dry
     run, too: if that one is damaged, the newest whole one before it stays as well. The last checkpoint that loads is
-    never deleted, except by --everything, which is for starting a run over. End the run's jobs on all nodes before that.
+    never deleted, except by --everything, which is for starting a run over: end the run's jobs on all nodes before.
 
     \b
     Examples:

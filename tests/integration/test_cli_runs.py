@@ -155,6 +155,16 @@ def test_ls_of_nothing_is_not_found(tmp_path, run):
     assert (code, document["kind"]) == (31, "not-found")
 
 
+def test_ls_names_the_claim_it_cannot_read(home, run):
+    (home / "attempts/00000001").write_bytes(b"noise")
+    problems = run("ls", home)[1]["problems"]
+    assert any("attempts/00000001" in problem for problem in problems)
+
+
+def test_an_error_about_a_step_carries_it(home, run):
+    assert run("show", home, "--step", 77)[1]["step"] == 77
+
+
 # show ----------------------------------------------------------------------------------------------------------------
 def test_show_tells_images_and_tensors(home, run):
     code, document = run("show", home)
@@ -193,6 +203,19 @@ def test_show_plain_is_readable(home, text):
     )  # fmt: skip
 
 
+def test_show_of_a_rank_that_is_not_there_says_which_are(home, run):
+    code, document = run("show", home, "--plain", "--rank", 3)
+    assert code == 31
+    assert "2 ranks, none is 3" in document["message"]
+    assert document["hint"] == "ranks are 0 to 1"
+
+
+def test_show_rank_without_plain_is_a_usage_error(home, run):
+    code, document = run("show", home, "--rank", 0)
+    assert (code, document["kind"]) == (2, "usage")
+    assert "--plain" in document["hint"]
+
+
 def test_show_of_a_damaged_manifest_is_corrupt(home, run):
     flip(home / names.manifest_key(CheckpointId(2, 50)), 90)
     assert run("show", home, "--step", 50)[0] == 40
@@ -227,6 +250,24 @@ def test_verify_finds(harm, home, text):
     code, out = text("verify", home)
     assert code == 40
     assert out.startswith("bad ")
+
+
+def test_verify_says_which_are_damaged_and_what_to_do(home, text):
+    flip(path_of(home, 2, 50), 5000)
+    out = text("verify", home)[1]
+    assert "1 damaged: step 50 (attempt 2)" in out
+    assert f"holdfast verify file://{home} --all" in out
+    assert f"holdfast prune file://{home} --step N" in out
+
+
+@pytest.mark.parametrize("command", [("verify", "--all"), ("verify",), ("prune", "--keep-last", 1)])
+def test_a_directory_that_is_no_run_is_not_found(command, tmp_path, run):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"mine")
+    name, *options = command
+    code, document = run(name, tmp_path / "photos", *options)
+    assert (code, document["kind"]) == (31, "not-found")
+    assert "check the URL" in document["hint"]
 
 
 # prune ---------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def prune(  # noqa: PLR0913  one parameter per option
         if everything:
             _clear(run, plan_clear(run), yes=yes, as_json=as_json)
         else:
+            run.require_something()
             intent = plan_intent(run, steps=steps, keep_last=keep_last, keep_every=keep_every, quiet=as_json)
             _prune(run, intent, yes=yes, as_json=as_json)
 

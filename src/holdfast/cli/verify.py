@@ -50,6 +50,7 @@ def verify(url: str, step: int | None, everything: bool, as_json: bool) -> None:
     if step is not None and everything:
         raise UsageError("--step and --all exclude each other", hint="say one of them")
     with open_run(url) as run:
+        run.require_something()
         entries = run.catalog.committed if everything else [run.find(step) if step is not None else run.newest()]
         total_bytes = sum(e.size_bytes for e in entries)
         with progress("reading", total_bytes, quiet=as_json) as bar:
@@ -57,7 +58,7 @@ def verify(url: str, step: int | None, everything: bool, as_json: bool) -> None:
     if as_json:
         write_json(_document(run, results))
     else:
-        _conclude(results)
+        _conclude(url, results)
     code = _exit_code(results)
     if code:
         raise click.exceptions.Exit(code)
@@ -82,7 +83,7 @@ def _say(bar: Bar, verdict: ImageVerdict) -> None:
         bar.say(f"bad   {verdict.id}: {verdict.error}", style="red")
 
 
-def _conclude(results: list[Verified]) -> None:
+def _conclude(url: str, results: list[Verified]) -> None:
     images = [v for r in results for v in r.images]
     bad = [r for r in results if r.errors]
     size = format_bytes(sum(v.size_bytes for v in images))
@@ -90,9 +91,11 @@ def _conclude(results: list[Verified]) -> None:
     if not bad:
         write(f"{what}: every byte is as it was saved", style="green")
         return
-    steps = ", ".join(str(r.id) for r in bad)
-    write(f"{what}: damaged {'is' if len(bad) == 1 else 'are'} {steps}", style="bold red")
-    write("  hint: a load takes another copy, or the next older checkpoint; `holdfast ls` shows what else is whole")
+    write(f"{what}; {len(bad)} damaged: {', '.join(str(r.id) for r in bad)}", style="bold red")
+    write("  hint: a load takes another copy, or the next older checkpoint;")
+    write(
+        f"  `holdfast verify {url} --all` shows which are whole, `holdfast prune {url} --step N` deletes a damaged one"
+    )
 
 
 def _exit_code(results: list[Verified]) -> int:

@@ -458,6 +458,27 @@ def test_doctor_exits_with_1_when_something_is_bad(tmp_path, run):
     assert [f["check"] for f in document["findings"] if f["level"] == "bad"] == ["home"]
 
 
+def test_doctor_of_what_cannot_be_opened_is_bad(home, run):
+    code, document = run("doctor", "s3://bucket/run")
+    assert code == 1
+    (found,) = [f for f in document["findings"] if f["level"] == "bad"]
+    assert found["check"] == "home"
+    assert "not built" in found["message"]
+    assert found["todo"]
+
+
+def test_doctor_tells_of_damaged_claims_and_manifests(home, run):
+    (home / "attempts/00000001").write_bytes(b"noise")
+    flip(home / names.manifest_key(CheckpointId(2, 50)), 90)
+    code, document = run("doctor", home)
+    found = [f for f in document["findings"] if f["check"] == "run"]
+    assert [f["level"] for f in found] == ["warn", "warn"]
+    assert "attempts/00000001" in found[0]["message"]
+    assert names.manifest_key(CheckpointId(2, 50)) in found[1]["message"]
+    assert all("verify" in f["todo"] for f in found)
+    assert code == 0
+
+
 def test_doctor_tells_whether_a_state_fits(home, run):
     assert run("doctor", home, "--state", "1 MB")[0] == 0
     code, document = run("doctor", home, "--state", "900 TB")
@@ -483,7 +504,13 @@ def test_doctor_finds_leftovers_and_removes_them_when_told_twice(home, run):
     assert stale.exists()
     assert orphan.exists()
 
-    run("doctor", home, "--clean", "--yes")
+    assert {"leftover-arena", "temporary-files", "orphan-images"} <= {f["check"] for f in document["findings"]}
+    assert all("--clean --yes" in f["todo"] for f in document["findings"] if f["check"] == "temporary-files")
+
+    _, document = run("doctor", home, "--clean", "--yes")
+    assert len(document["leftovers"]) == 3
+    assert [f["message"] for f in document["findings"] if f["check"] == "leftovers"] == ["nothing was left behind"]
+    assert not {"leftover-arena", "temporary-files", "orphan-images"} & {f["check"] for f in document["findings"]}
     assert not stale.exists()
     assert not orphan.exists()
     assert not arena.exists()

@@ -1,13 +1,20 @@
 """The agent's tiers: whose unfinished uploads are swept, and what a launch with other settings changes."""
 
+import asyncio
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tests.unit import store_fixtures as store
 
 from holdfast.agent.shelf import Shelf
-from holdfast.config import Config
+from holdfast.agent.status import step_infos
+from holdfast.config import Config, TierConfig
 from holdfast.errors import ConfigError
+from holdfast.format import names
+from holdfast.model.identity import CheckpointId
 from holdfast.tiers.contract import ABANDONED_S
 
 
@@ -76,3 +83,27 @@ def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
         shelf.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
     assert shelf.tiers["posix"] is before
     assert shelf.authority is before
+
+
+def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
+    tiers = (
+        TierConfig("memory:"),
+        TierConfig(f"{tmp_path}/near", name="near"),
+        TierConfig(f"{tmp_path}/far", name="far"),
+    )
+    (tmp_path / "arena").mkdir()
+    shelf = Shelf(Config(tiers=tiers).resolve({}), tmp_path / "arena")
+    for tier in shelf.tiers.values():
+        store.begin(tier)
+        store.save(tier, 1, 10)
+    (tmp_path / "near" / names.manifest_key(CheckpointId(1, 10))).write_bytes(b"noise")
+
+    async def in_thread(work):
+        return work()
+
+    executor = SimpleNamespace(whole=list, held=dict)
+    agent: Any = SimpleNamespace(shelf=shelf, executor=executor, in_thread=in_thread)
+    (info,) = asyncio.run(step_infos(agent))
+    shelf.close()
+    assert info.tiers == ["far"]
+    assert info.problem.startswith("near: ")

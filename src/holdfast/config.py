@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from holdfast.errors import ConfigError
 from holdfast.model.place import Scope, TierRule
+from holdfast.tiers import SUPPORTED_URLS
 from holdfast.units import parse_bytes, parse_seconds
 
 RESERVED_TIER_NAMES = frozenset({"staged", "durable", "memory"})
@@ -139,18 +140,32 @@ def arena_directory(arena_dir: str, run: str, home: str) -> Path:
 def normalise_url(url: str) -> str:
     """A URL with its scheme: a bare path becomes an absolute `file://` URL.
 
-    Raises: ConfigError for an empty or unknown scheme.
+    Raises: ConfigError for an empty URL, an unknown scheme, and a file: URL that does not say an absolute path.
     """
+    if not url:
+        raise ConfigError("the URL is empty", hint="name a directory: file:///data/run7, or a plain path")
     scheme = urlsplit(url).scheme if "://" in url or url.startswith("memory:") else ""
     if scheme == "memory":
         return "memory:"
-    if not url or (scheme and scheme not in _SCHEME_NAMES):
-        known = ", ".join(f"{s}://" if s != "memory" else "memory:" for s in sorted(_SCHEME_NAMES))
-        raise ConfigError(f"{url!r} has no known scheme", hint=f"use one of {known} or a plain path")
-    if scheme in ("", "file"):
-        path = unquote(urlsplit(url).path) if scheme else url
-        return "file://" + quote(os.path.abspath(path))
-    return url.rstrip("/")
+    if scheme and scheme not in _SCHEME_NAMES:
+        raise ConfigError(f"{url!r} has no known scheme", hint=SUPPORTED_URLS)
+    if url[:5].lower() == "file:":
+        return "file://" + quote(os.path.abspath(_path_in(url)))
+    return url.rstrip("/") if scheme else "file://" + quote(os.path.abspath(url))
+
+
+def _path_in(url: str) -> str:
+    """The path a file: URL says. One with fewer than three slashes would quietly become another path."""
+    hint = "write three slashes: file:///data/run7"
+    if not url[5:].startswith("//"):
+        raise ConfigError(f"{url!r} is not a file URL", hint=hint)
+    host = urlsplit(url).netloc
+    if host not in ("", "localhost"):
+        raise ConfigError(f"{url!r} names a host, not a path", hint=hint)
+    path = unquote(url[len("file://") + len(host) :])
+    if not path:
+        raise ConfigError(f"{url!r} names no directory", hint=hint)
+    return path
 
 
 def _rules(tiers: tuple[TierConfig, ...]) -> tuple[TierRule, ...]:
@@ -194,8 +209,8 @@ def _decide(setting: dataclasses.Field[Any], given: Any, environ: Mapping[str, s
         return setting.default, "default"
     try:
         return _convert(setting.name, value), source
-    except (ConfigError, ValueError) as e:
-        raise ConfigError(f"{setting.name}={value!r} from {source}: {e}") from e
+    except ConfigError as e:
+        raise ConfigError(f"{setting.name}={value!r} from {source}: {e.message}", hint=e.hint) from e
 
 
 def _convert(name: str, value: Any) -> Any:
@@ -203,4 +218,11 @@ def _convert(name: str, value: Any) -> Any:
         return parse_bytes(value)
     if name.endswith("_s"):
         return parse_seconds(value)
-    return int(value) if name == "agent_nice" else str(value)
+    return _whole_number(value) if name == "agent_nice" else str(value)
+
+
+def _whole_number(value: Any) -> int:
+    try:
+        return int(value)
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"{value!r} is not a whole number", hint="write for example 10") from e

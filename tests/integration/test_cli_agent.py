@@ -76,6 +76,8 @@ def test_the_agent_runs_tells_its_status_and_is_stopped(home, run):
     assert not run("agent", home, "--stop")[1]["was_running"]
     code, error = run("agent", home, "--status")
     assert (code, error["kind"]) == (22, "agent")
+    assert "no agent runs for this run on this node" in error["message"]
+    assert "HOLDFAST_ARENA_DIR" in error["hint"]
 
 
 def test_an_arena_names_its_agent_as_well_as_a_url(home, run):
@@ -86,8 +88,74 @@ def test_an_arena_names_its_agent_as_well_as_a_url(home, run):
         assert main(["agent", "--arena", str(arena)]) == 0  # a second one goes quietly
 
 
-def test_an_arena_without_settings_is_refused(home, run):
-    assert run("agent", "--arena", home.parent / "none")[0] == 22
+def test_an_arena_without_settings_is_refused(home):
+    assert main(["agent", "--arena", f"{home.parent}/none"]) == 22
+
+
+def left(home: Path) -> list[str]:
+    """What stands beside the home: arenas, where one was made."""
+    return [str(p) for p in home.parent.rglob("*") if p not in (home, *home.rglob("*"))]
+
+
+def test_an_agent_of_a_home_that_is_not_there_makes_nothing(home, capsys):
+    assert main(["agent", f"{home}-typo"]) == 31
+    assert "nothing is at" in capsys.readouterr().err
+    assert main(["agent", f"{home.parent}/nope/a/run"]) == 3
+    assert f"{home.parent}/nope/a does not exist" in capsys.readouterr().err
+    assert left(home) == []
+
+
+def test_an_agent_that_does_not_start_leaves_no_arena(home, monkeypatch):
+    def fail(arena: Path) -> int:
+        assert (arena / "config.json").exists()
+        return 52
+
+    monkeypatch.setattr("holdfast.agent.main.run", fail)
+    assert main(["agent", str(home)]) == 52
+    assert left(home) == []
+
+
+def test_an_agent_whose_home_has_gone_says_so_and_keeps_its_arena(home, run):
+    with foreground(home) as agent:
+        arena = arena_of(f"file://{home}")
+        wait_for(arena)
+        assert run("agent", home, "--stop")[1]["was_running"]
+        assert agent.wait(START_S) == 0
+    config = (arena / "config.json").read_text()
+    (arena / "config.json").write_text(config.replace(str(home), f"{home}/gone/run7"))
+    command = [sys.executable, "-c", PROGRAM, "agent", "--arena", str(arena)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    assert done.returncode == 3
+    assert f"{home}/gone" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert arena.exists()
+
+
+def test_json_of_an_agent_in_the_foreground_is_refused(home, run):
+    code, error = run("agent", home)
+    assert (code, error["kind"]) == (2, "usage")
+    assert "--status" in error["hint"]
+
+
+def test_stopping_says_that_the_memory_stays(home, capsys):
+    with foreground(home):
+        wait_for(arena_of(f"file://{home}"))
+        assert main(["agent", str(home), "--stop"]) == 0
+    told = capsys.readouterr().out
+    assert "its memory stays" in told
+    assert "holdfast doctor --clean --yes" in told
+
+
+def test_the_status_table_tells_that_a_trainer_is_dead(home, monkeypatch, capsys):
+    status = {"run": "run7", "arena_bytes": 8192, "arena_size": "8 KiB", "trainers": [{"rank": 0, "alive": False}]}
+    monkeypatch.setattr("holdfast.cli.agent.answers", lambda arena: True)
+    monkeypatch.setattr("holdfast.wire.client.AgentClient.get", lambda *args, **query: status)
+    assert main(["agent", str(home), "--status"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rank", "alive"] in lines
+    assert ["0", "no"] in lines
+    assert ["arena_bytes", "8", "KiB"] in lines
+    assert not any(line[:1] == ["arena_size"] for line in lines)
 
 
 def test_the_agent_is_found_where_the_highest_attempt_was_claimed(home, run, monkeypatch):

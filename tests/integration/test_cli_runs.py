@@ -155,6 +155,16 @@ def test_ls_of_nothing_is_not_found(tmp_path, run):
     assert (code, document["kind"]) == (31, "not-found")
 
 
+def test_ls_names_the_claim_it_cannot_read(home, run):
+    (home / "attempts/00000001").write_bytes(b"noise")
+    problems = run("ls", home)[1]["problems"]
+    assert any("attempts/00000001" in problem for problem in problems)
+
+
+def test_an_error_about_a_step_carries_it(home, run):
+    assert run("show", home, "--step", 77)[1]["step"] == 77
+
+
 # show ----------------------------------------------------------------------------------------------------------------
 def test_show_tells_images_and_tensors(home, run):
     code, document = run("show", home)
@@ -193,6 +203,19 @@ def test_show_plain_is_readable(home, text):
     )  # fmt: skip
 
 
+def test_show_of_a_rank_that_is_not_there_says_which_are(home, run):
+    code, document = run("show", home, "--plain", "--rank", 3)
+    assert code == 31
+    assert "2 ranks, none is 3" in document["message"]
+    assert document["hint"] == "ranks are 0 to 1"
+
+
+def test_show_rank_without_plain_is_a_usage_error(home, run):
+    code, document = run("show", home, "--rank", 0)
+    assert (code, document["kind"]) == (2, "usage")
+    assert "--plain" in document["hint"]
+
+
 def test_show_of_a_damaged_manifest_is_corrupt(home, run):
     flip(home / names.manifest_key(CheckpointId(2, 50)), 90)
     assert run("show", home, "--step", 50)[0] == 40
@@ -227,6 +250,24 @@ def test_verify_finds(harm, home, text):
     code, out = text("verify", home)
     assert code == 40
     assert out.startswith("bad ")
+
+
+def test_verify_says_which_are_damaged_and_what_to_do(home, text):
+    flip(path_of(home, 2, 50), 5000)
+    out = text("verify", home)[1]
+    assert "1 damaged: step 50 (attempt 2)" in out
+    assert f"holdfast verify file://{home} --all" in out
+    assert f"holdfast prune file://{home} --step N" in out
+
+
+@pytest.mark.parametrize("command", [("verify", "--all"), ("verify",), ("prune", "--keep-last", 1)])
+def test_a_directory_that_is_no_run_is_not_found(command, tmp_path, run):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"mine")
+    name, *options = command
+    code, document = run(name, tmp_path / "photos", *options)
+    assert (code, document["kind"]) == (31, "not-found")
+    assert "check the URL" in document["hint"]
 
 
 # prune ---------------------------------------------------------------------------------------------------------------
@@ -265,6 +306,63 @@ def test_prune_never_deletes_the_last_that_loads(home, run):
     before = keys(home)
     assert run("prune", home, "--step", 10, "--step", 20, "--step", 30, "--yes")[0] == 2
     assert keys(home) == before
+
+
+def test_prune_keeps_the_newest_that_verifies_when_the_newest_is_damaged(home, run, text):
+    flip(path_of(home, 2, 50, rank=1), 5000)
+    before = keys(home)
+    _, document = run("prune", home, "--keep-last", 1)
+    assert document["verified"] == {"attempt": 2, "step": 30}
+    assert [(d["step"], d["error"]["kind"]) for d in document["damaged"]] == [(50, "corrupt")]
+    assert keys(home) == before
+    code, document = run("prune", home, "--keep-last", 1, "--yes")
+    assert code == 0
+    assert [(k["attempt"], k["step"], k["why"]) for k in document["keep"]] == [(2, 30, "protected"), (2, 50, "newest")]
+    assert [s["step"] for s in run("ls", home)[1]["steps"]] == [30, 50]
+    assert run("verify", home, "--step", 30)[0] == 0
+    assert not (home / "quarantine").exists()
+
+
+def test_prune_says_what_is_damaged_and_what_stays(home, capsys):
+    flip(path_of(home, 2, 50), 5000)
+    assert main(["prune", str(home), "--keep-last", "1"]) == 0
+    told = capsys.readouterr().err
+    assert "step 50 (attempt 2) is damaged" in told
+    assert "step 30 (attempt 2) stays" in told
+
+
+def test_prune_reads_on_until_one_verifies(home, run):
+    flip(path_of(home, 2, 50), 5000)
+    flip(path_of(home, 2, 30, rank=1), 5000)
+    assert run("prune", home, "--keep-last", 1, "--yes")[0] == 0
+    assert run("verify", home, "--step", 20)[0] == 0
+
+
+def test_prune_deletes_nothing_when_nothing_verifies(home, run):
+    for attempt, step in ((1, 10), (1, 20), (2, 30), (2, 50)):
+        flip(path_of(home, attempt, step), 5000)
+    before = keys(home)
+    code, document = run("prune", home, "--keep-last", 1, "--yes")
+    assert (code, document["kind"]) == (2, "usage")
+    assert "--everything" in document["hint"]
+    assert keys(home) == before
+
+
+def test_prune_of_steps_leaves_one_that_verifies(home, run):
+    flip(path_of(home, 2, 50), 5000)
+    before = keys(home)
+    code, document = run("prune", home, "--step", 10, "--step", 20, "--step", 30, "--yes")
+    assert (code, document["kind"]) == (2, "usage")
+    assert "step 50" in document["message"]
+    assert keys(home) == before
+    assert run("prune", home, "--step", 50, "--yes")[0] == 0
+    assert [s["step"] for s in run("ls", home)[1]["steps"] if s["newest"]] == [30]
+
+
+def test_prune_reads_nothing_when_nothing_would_go(home, run, monkeypatch):
+    monkeypatch.setattr("holdfast.cli.checking.find_damage", None)
+    code, document = run("prune", home, "--keep-last", 99)
+    assert (code, document["delete"], document["verified"]) == (0, [], None)
 
 
 @pytest.fixture
@@ -360,6 +458,27 @@ def test_doctor_exits_with_1_when_something_is_bad(tmp_path, run):
     assert [f["check"] for f in document["findings"] if f["level"] == "bad"] == ["home"]
 
 
+def test_doctor_of_what_cannot_be_opened_is_bad(home, run):
+    code, document = run("doctor", "s3://bucket/run")
+    assert code == 1
+    (found,) = [f for f in document["findings"] if f["level"] == "bad"]
+    assert found["check"] == "home"
+    assert "not built" in found["message"]
+    assert found["todo"]
+
+
+def test_doctor_tells_of_damaged_claims_and_manifests(home, run):
+    (home / "attempts/00000001").write_bytes(b"noise")
+    flip(home / names.manifest_key(CheckpointId(2, 50)), 90)
+    code, document = run("doctor", home)
+    found = [f for f in document["findings"] if f["check"] == "run"]
+    assert [f["level"] for f in found] == ["warn", "warn"]
+    assert "attempts/00000001" in found[0]["message"]
+    assert names.manifest_key(CheckpointId(2, 50)) in found[1]["message"]
+    assert all("verify" in f["todo"] for f in found)
+    assert code == 0
+
+
 def test_doctor_tells_whether_a_state_fits(home, run):
     assert run("doctor", home, "--state", "1 MB")[0] == 0
     code, document = run("doctor", home, "--state", "900 TB")
@@ -385,7 +504,13 @@ def test_doctor_finds_leftovers_and_removes_them_when_told_twice(home, run):
     assert stale.exists()
     assert orphan.exists()
 
-    run("doctor", home, "--clean", "--yes")
+    assert {"leftover-arena", "temporary-files", "orphan-images"} <= {f["check"] for f in document["findings"]}
+    assert all("--clean --yes" in f["todo"] for f in document["findings"] if f["check"] == "temporary-files")
+
+    _, document = run("doctor", home, "--clean", "--yes")
+    assert len(document["leftovers"]) == 3
+    assert [f["message"] for f in document["findings"] if f["check"] == "leftovers"] == ["nothing was left behind"]
+    assert not {"leftover-arena", "temporary-files", "orphan-images"} & {f["check"] for f in document["findings"]}
     assert not stale.exists()
     assert not orphan.exists()
     assert not arena.exists()

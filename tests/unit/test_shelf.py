@@ -1,14 +1,20 @@
 """The agent's tiers: whose unfinished uploads are swept, and what a launch with other settings changes."""
 
+import asyncio
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tests.unit import store_fixtures as store
 from tests.unit.store_fixtures import make_image, put_image
 
 from holdfast.agent.shelf import Shelf
-from holdfast.config import Config
+from holdfast.agent.status import step_infos
+from holdfast.config import Config, TierConfig
 from holdfast.errors import ConfigError
+from holdfast.format import names
 from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store import attempts
@@ -94,3 +100,27 @@ def test_what_cannot_be_loaded_does_not_stand(shelves, tmp_path):
     assert shelf.catalog("posix")[0] == {CheckpointId(1, 100)}
     (tmp_path / "home" / image.key).unlink()
     assert shelf.catalog("posix")[0] == frozenset()
+
+
+def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
+    tiers = (
+        TierConfig("memory:"),
+        TierConfig(f"{tmp_path}/near", name="near"),
+        TierConfig(f"{tmp_path}/far", name="far"),
+    )
+    (tmp_path / "arena").mkdir()
+    shelf = Shelf(Config(tiers=tiers).resolve({}), tmp_path / "arena")
+    for tier in shelf.tiers.values():
+        store.begin(tier)
+        store.save(tier, 1, 10)
+    (tmp_path / "near" / names.manifest_key(CheckpointId(1, 10))).write_bytes(b"noise")
+
+    async def in_thread(work):
+        return work()
+
+    executor = SimpleNamespace(whole=list, held=dict)
+    agent: Any = SimpleNamespace(shelf=shelf, executor=executor, in_thread=in_thread)
+    (info,) = asyncio.run(step_infos(agent))
+    shelf.close()
+    assert info.tiers == ["far"]
+    assert info.problem.startswith("near: ")

@@ -56,14 +56,26 @@ class Agent:
         self._changed = asyncio.Condition()
         self._errors: deque[tuple[int, events.Error]] = deque(maxlen=_ERRORS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opened = contextlib.AsyncExitStack()
+        """What `finish` lets go of, last opened first: so much of it as `start` came to."""
+        self._started = False
         self.trainers_here = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
-        """Map what an earlier agent left, build the machines, look at the tiers."""
+        """Map what an earlier agent left, build the machines, look at the tiers. `finish` is due even if it fails.
+
+        Raises: ConfigError, TierError when a tier cannot be opened.
+        """
         settings = self.settings
         self.arena = Arena(self.root, settings.arena_budget_bytes)
+        self._opened.callback(self._let_go_of_arena)
         self.shelf = Shelf(settings, self.root)
+        self._opened.callback(self.shelf.close)
+        self._open_run_page()
+        self._opened.callback(self._close_run_page)
+        self.launches = Launches(self.root)
+        self._opened.callback(self.launches.close)
         self.executor = Executor(
             arena=self.arena,
             shelf=self.shelf,
@@ -71,11 +83,11 @@ class Agent:
             run=RunMachine(settings.tiers, idle_s=settings.idle_s),
             listener=self,
         )
-        self.launches = Launches(self.root)
-        self._open_run_page()
+        self._opened.push_async_callback(self.executor.finish)
         self.stopping = StopProposals(self.run_page)
         self.poller = Poller(self.arena, self.launches, self.executor.tell_node)
         self.admission = Admission(self)
+        self._opened.push_async_callback(self.admission.finish)
         self.ownership = Ownership(self, self.executor, self.arena, self.shelf, self.run_page)
         self.loading = Loading(self, self.executor, self.arena, self.shelf)
         self.closing = Closing(self, self.executor, self.launches, self.poller)
@@ -86,6 +98,7 @@ class Agent:
         self.poller.poll(settings.tiers)
         await self.ownership.read_catalogs()
         self.trainers_here = self.launches.anyone_alive
+        self._started = True
         if not self.trainers_here:
             self.executor.tell_run(events.TrainersGone())
 
@@ -147,13 +160,14 @@ class Agent:
         """Let go of everything; free the memory if the run ended well, else leave it for the next agent."""
         for task in self._tasks:
             task.cancel()
-        await self.admission.finish()
-        await self.executor.finish()
-        self.shelf.close()
-        self.launches.close()
+        await self._opened.aclose()
+
+    def _close_run_page(self) -> None:
         self.run_page.release()
         self._run_file.close()
-        if self.closing.free_memory:
+
+    def _let_go_of_arena(self) -> None:
+        if self._started and self.closing.free_memory:
             self.arena.destroy()
         else:
             self.arena.close()

@@ -47,6 +47,8 @@ class View:
     tombstoned: set[CheckpointId] = field(default_factory=set)
     abandoned: set[CheckpointId] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    damaged: dict[CheckpointId, list[str]] = field(default_factory=dict)
+    """Per checkpoint what is wrong where it cannot be loaded from; `problems` has these, too."""
     empty: bool = True
 
 
@@ -183,6 +185,7 @@ class Shelf:
             elif entry.committed:
                 why = entry.problem.message if entry.problem else "images are missing or bad"
                 view.problems.append(f"{entry.id} on {name}: {why}")
+                view.damaged.setdefault(entry.id, []).append(f"{name}: {why}")
 
     def manifest(self, tier: str, checkpoint: CheckpointId) -> Manifest:
         return catalogs.read_manifest(self.tiers[tier], checkpoint)

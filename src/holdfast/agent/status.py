@@ -54,6 +54,7 @@ async def step_infos(agent: Agent) -> list[StepInfo]:
             tiers=tiers,
             size_bytes=sizes.get(c, view.sizes.get(c, 0)),
             abandoned=bool(view.attempts) and c not in view.lineage,
+            problem="; ".join(view.damaged.get(c, [])),
         )
         for c, tiers in sorted(places.items())
     ]

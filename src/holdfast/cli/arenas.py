@@ -135,7 +135,9 @@ def remove(arena: Arena) -> None:
             raise RunBusyError(f"a trainer uses {arena.path}", hint="end the job first")
         shutil.rmtree(arena.path)
     except BlockingIOError as e:
-        raise RunBusyError(f"an agent started in {arena.path}", hint="end it with `holdfast agent --stop`") from e
+        raise RunBusyError(
+            f"an agent started in {arena.path}", hint=f"end it with `holdfast agent --arena {arena.path} --stop`"
+        ) from e
     except OSError as e:
         raise AgentError(f"cannot remove {arena.path}: {e.strerror}", hint="look at its owner and mode") from e
     finally:

@@ -46,7 +46,10 @@ def demo(steps: int, out: Path, keep: bool, as_json: bool) -> None:
       holdfast demo --json --out /tmp/demo
     """
     if importlib.util.find_spec("torch") is None:
-        raise UsageError("the demo trains a model and torch is not installed", hint="pip install 'holdfast[torch]'")
+        raise UsageError(
+            "the demo trains a model and torch is not installed",
+            hint="install torch, e.g. `pip install '.[torch]'` in a clone of Holdfast",
+        )
     from holdfast.demo.screen import terminal
     from holdfast.demo.script import Script
     from holdfast.demo.show import show

@@ -13,15 +13,16 @@ from holdfast.cli.arenas import Arena, arena_of, arenas, settings_of
 from holdfast.cli.arguments import json_option, url_argument, yes_option
 from holdfast.cli.health.agent import agent_findings
 from holdfast.cli.health.filesystem import arena_abilities, home_abilities
-from holdfast.cli.health.finding import Finding, Level
+from holdfast.cli.health.finding import Finding, Level, bad
 from holdfast.cli.health.leftovers import Leftover, leftover_arenas, leftover_findings, orphan_images, stale_files
+from holdfast.cli.health.run import run_findings
 from holdfast.cli.health.space import arena_room
 from holdfast.cli.health.surroundings import read_surroundings, what_ends_with_us
 from holdfast.cli.health.versions import versions
 from holdfast.cli.output import Column, Grid, write, write_grid, write_json
 from holdfast.cli.runs import Run, name_of, open_run
 from holdfast.config import Config, Settings
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.model.place import Scope
 from holdfast.tiers.posix import path_of_url
 from holdfast.units import format_bytes, parse_bytes
@@ -58,14 +59,20 @@ def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: boo
     found = arenas(settings.arena_dir)
     state_bytes = None if state is None else parse_bytes(state)
     with contextlib.ExitStack() as stack:
-        run = _opened(url, stack)
+        run, unreadable = _opened(url, stack)
         leftovers = [
             *leftover_arenas(found),
-            *(stale_files(_path(url)) if url else ()),
+            *(stale_files(_path(url)) if url and _is_file(url) else ()),
             *(orphan_images(run) if run else ()),
         ]
-        findings = [*_look(settings, url, state_bytes, found), *leftover_findings(leftovers)]
         removed = _clean(leftovers, discard_unsaved=discard_unsaved, yes=yes) if clean else []
+        gone = removed if yes else []
+        findings = [
+            *_look(settings, url, state_bytes, [a for a in found if a.path.exists()]),
+            *unreadable,
+            *(run_findings(run) if run else ()),
+            *leftover_findings([x for x in leftovers if x not in gone]),
+        ]
     if as_json:
         write_json(_document(url, findings, leftovers, removed, yes=yes))
     else:
@@ -76,11 +83,17 @@ def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: boo
         raise click.exceptions.Exit(1)
 
 
-def _opened(url: str | None, stack: contextlib.ExitStack) -> Run | None:
-    """The run at the URL where there is one that can be read; what stands in the way is told by other findings."""
-    with contextlib.suppress(HoldfastError):
-        return stack.enter_context(open_run(url)) if url is not None else None
-    return None
+def _opened(url: str | None, stack: contextlib.ExitStack) -> tuple[Run | None, list[Finding]]:
+    """The run at the URL where there is one that can be read, else what stands in the way. A new run is no finding."""
+    try:
+        run = stack.enter_context(open_run(url)) if url is not None else None
+        if run is not None:
+            _ = run.attempts, run.catalog  # read now: what cannot be listed cannot be looked at below
+    except NotFoundError:
+        return None, []
+    except HoldfastError as e:
+        return None, [bad("home", e.message, e.hint or "mend that first: nothing can be saved or loaded there")]
+    return run, []
 
 
 def _look(settings: Settings, url: str | None, state_bytes: int | None, found: list[Arena]) -> Iterator[Finding]:
@@ -90,10 +103,14 @@ def _look(settings: Settings, url: str | None, state_bytes: int | None, found: l
     yield from arena_abilities(arena)
     yield from what_ends_with_us(read_surroundings(Path(settings.arena_dir)))
     if url is not None:
-        if urlsplit(url).scheme == "file":
+        if _is_file(url):
             scope = next((t.scope for t in settings.tiers if t.url == url), Scope.SHARED)
             yield from home_abilities(_path(url), scope)
         yield from agent_findings(arena)
+
+
+def _is_file(url: str) -> bool:
+    return urlsplit(url).scheme == "file"
 
 
 def _path(url: str) -> Path:

@@ -73,7 +73,7 @@ def collect(run: Run) -> list[Listed]:
         one.size_bytes = one.size_bytes or info.size_bytes
         one.tiers.insert(0, MEMORY)
         one.unfinished = ""
-    run.problems += [str(p.message) for p in run.attempts.problems]
+    run.problems += [str(p) for p in run.attempts.problems]
     return _judged(run, [found[c] for c in sorted(found)])
 
 

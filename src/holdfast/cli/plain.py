@@ -6,6 +6,7 @@ import shutil
 from pprint import pformat
 from typing import Any
 
+from holdfast.cli.output import counted
 from holdfast.errors import CorruptError, NotFoundError
 from holdfast.format import names
 from holdfast.format.plain import Opaque, TensorRef, decode
@@ -27,7 +28,11 @@ def read_plain(tier: Tier, manifest: Manifest, rank: int) -> bytes:
         return manifest.plain
     record = next((r for r in manifest.images if r.id.rank == rank), None)
     if record is None:
-        raise NotFoundError(f"{manifest.id} has {manifest.world_size} ranks, none is {rank}", step=manifest.id.step)
+        raise NotFoundError(
+            f"{manifest.id} has {counted(manifest.world_size, 'rank')}, none is {rank}",
+            hint=f"ranks are 0 to {manifest.world_size - 1}",
+            step=manifest.id.step,
+        )
     return _from_image(tier, record)
 
 

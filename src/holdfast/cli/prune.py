@@ -36,8 +36,9 @@ def prune(  # noqa: PLR0913  one parameter per option
     """Delete checkpoints by plan.
 
     Prints what would go, and why, and deletes it with --yes: through the live agent of the run on this node if there is
-    one, else directly. The last checkpoint that loads is never deleted, except by --everything, which is for starting a
-    run over. End the run's jobs on all nodes before that.
+    one, else directly. Directly, it first reads the newest checkpoint that would stay and compares every byte, in a dry
+    run, too: if that one is damaged, the newest whole one before it stays as well. The last checkpoint that loads is
+    never deleted, except by --everything, which is for starting a run over: end the run's jobs on all nodes before.
 
     \b
     Examples:
@@ -55,7 +56,8 @@ def prune(  # noqa: PLR0913  one parameter per option
         if everything:
             _clear(run, plan_clear(run), yes=yes, as_json=as_json)
         else:
-            intent = plan_intent(run, steps=steps, keep_last=keep_last, keep_every=keep_every)
+            run.require_something()
+            intent = plan_intent(run, steps=steps, keep_last=keep_last, keep_every=keep_every, quiet=as_json)
             _prune(run, intent, yes=yes, as_json=as_json)
 
 
@@ -73,6 +75,10 @@ def _prune(run: Run, intent: Intent, *, yes: bool, as_json: bool) -> None:
 
 def _print(run: Run, intent: Intent) -> None:
     _warn(run)
+    for checkpoint, damage in intent.checked.damaged:
+        note(f"{checkpoint} is damaged: {damage}")
+    if intent.checked.damaged:
+        note(f"{intent.checked.verified} stays: the newest whose every byte is as it was saved")
     columns = Column(""), Column("STEP", True), Column("ATTEMPT", True), Column("SIZE", True), Column("WHERE")
     grid = Grid([*columns, Column("WHY", fold=True)])
     for gone in intent.home.deletions:
@@ -115,6 +121,8 @@ def _document(run: Run, intent: Intent, yes: bool) -> dict[str, object]:
             for d in intent.home.deletions
         ],
         "blocked": [{**(name_of(c) or {}), "why": why} for c, why in intent.home.blocked],
+        "verified": name_of(intent.checked.verified),
+        "damaged": [{**(name_of(c) or {}), "error": e.to_dict()} for c, e in intent.checked.damaged],
         "keep": [{**(name_of(v.id) or {}), "why": v.reason.name.lower()} for v in intent.home.kept],
     }
 

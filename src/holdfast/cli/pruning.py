@@ -6,6 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
+from holdfast.cli.checking import Checked, check_newest
 from holdfast.cli.output import Bar
 from holdfast.cli.runs import MEMORY, Run
 from holdfast.errors import DeadlineError, NotFoundError, UsageError, from_dict
@@ -29,6 +30,8 @@ class Intent:
     in_memory: frozenset[CheckpointId] = frozenset()
     """What the live agent holds, and frees with the rest."""
     others: list[tuple[Tier, PrunePlan]] = field(default_factory=list)
+    checked: Checked = field(default_factory=Checked)
+    """What reading the newest that stays said; nothing, where the agent does it or nothing that loads would go."""
 
     @property
     def ids(self) -> list[CheckpointId]:
@@ -45,23 +48,43 @@ class Intent:
         return [MEMORY, *tiers] if checkpoint in self.in_memory else tiers
 
 
-def plan_intent(run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None) -> Intent:
+def plan_intent(
+    run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None, quiet: bool = False
+) -> Intent:
     """What to delete; nothing is done. A step goes from every tier; retention is that of the tier the URL names.
+
+    Reads the newest checkpoint that stays, and older ones until one is whole: that one stays, whatever was asked.
 
     Raises: NotFoundError for a step that is not there; UsageError when nothing would load any more, or when the agent
         would take from other tiers what is due to go from one.
     """
     if steps:
-        home = plan_delete(run.catalog, run.lineage, dict.fromkeys(run.find(step).id for step in steps))
+        asked = frozenset(run.find(step).id for step in steps)
+        home = plan_delete(run.catalog, run.lineage, asked)
+        checked = _check(run, home, besides=asked, quiet=quiet)
     else:
         home = plan_prune(run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every)
+        checked = _check(run, home, quiet=quiet)
+        if checked.damaged:
+            protected = [checked.verified] if checked.verified else []
+            home = plan_prune(
+                run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every, protected=protected
+            )
         _refuse_elsewhere(run, [d.id for d in home.deletions])
     held = run.in_memory if run.owning_agent is not None else []
-    intent = Intent(home, frozenset(CheckpointId(s.attempt, s.step) for s in held))
+    intent = Intent(home, frozenset(CheckpointId(s.attempt, s.step) for s in held), checked=checked)
     for opened in run.tiers:
         if steps and opened.tier is not run.home:
             intent.others.append((opened.tier, _same_there(run, read_catalog(opened.tier), intent.ids)))
     return intent
+
+
+def _check(run: Run, plan: PrunePlan, *, besides: frozenset[CheckpointId] = frozenset(), quiet: bool) -> Checked:
+    """Prove that one stays. Not beside a living owner: it wrote the newest itself, from memory it has checksummed."""
+    loadable = {e.id for e in run.catalog if e.loadable}
+    if run.owning_agent is not None or loadable.isdisjoint(d.id for d in plan.deletions):
+        return Checked()
+    return check_newest(run, besides=besides, quiet=quiet)
 
 
 def _refuse_elsewhere(run: Run, ids: list[CheckpointId]) -> None:

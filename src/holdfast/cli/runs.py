@@ -105,6 +105,11 @@ class Run:
     def arena(self) -> Path:
         return self.agent.socket_path.parent if self.agent is not None else arena_of(self.url)
 
+    def require_something(self) -> None:
+        """Raises: NotFoundError when no attempt, manifest or image is there: perhaps the URL is not a run's."""
+        if not self.attempts.highest and not any(self.catalog):
+            raise NotFoundError(f"no run is at {self.url}", hint=_CHECK)
+
     def find(self, step: int) -> CatalogEntry:
         """The checkpoint `--step` names: committed on the home, on the lineage.
 
@@ -189,7 +194,7 @@ def _owner() -> str:
 
 def _nothing_there(url: str, error: HoldfastError) -> HoldfastError:
     if isinstance(error, NotFoundError):
-        return NotFoundError(f"nothing is at {url}", hint="check the URL; a run appears with its first save")
+        return NotFoundError(f"nothing is at {url}", hint=_CHECK)
     return error
 
 
@@ -199,9 +204,10 @@ def _not_found(step: int, abandoned: list[CatalogEntry], url: str) -> NotFoundEr
         return NotFoundError(
             f"{which} is abandoned: the run went back before it and on", hint=_LS.format(url), step=step
         )
-    return NotFoundError(f"step {step} is not committed at {url}", hint=_LS.format(url))
+    return NotFoundError(f"step {step} is not committed at {url}", hint=_LS.format(url), step=step)
 
 
+_CHECK = "check the URL; a run appears with its first save"
 _LS = "`holdfast ls {}` shows what is there"
 
 

@@ -23,9 +23,9 @@ from holdfast.units import format_bytes
 @step_option("The step, on the lineage. [default: the newest]")
 @click.option("--tensor", metavar="NAME", help="Only this tensor: which image holds which part of it.")
 @click.option("--plain", is_flag=True, help="Only the plain values: numbers, settings, states of generators.")
-@click.option("--rank", type=click.IntRange(min=0), default=0, metavar="R", help="Whose plain values. [default: 0]")
+@click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Whose plain values. [default: 0]")
 @json_option()
-def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int, as_json: bool) -> None:
+def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int | None, as_json: bool) -> None:
     """Show what a checkpoint contains.
 
     Its images, its tensors with shape and dtype, and where it stands in the run. Nothing of it is loaded.
@@ -39,10 +39,12 @@ def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int,
     """
     if tensor is not None and plain:
         raise UsageError("--tensor and --plain are two questions", hint="ask one at a time")
+    if rank is not None and not plain:
+        raise UsageError("--rank says whose plain values", hint="say --plain, too")
     with open_run(url) as run:
         manifest = _manifest(run, step)
         if plain:
-            _plain(run, manifest, rank, as_json)
+            _plain(run, manifest, rank or 0, as_json)
         elif tensor is not None:
             _tensor(manifest, tensor, as_json)
         else:

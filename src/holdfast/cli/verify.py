@@ -10,14 +10,11 @@ import click
 from holdfast.cli.arguments import json_option, step_option, url_argument
 from holdfast.cli.output import Bar, counted, progress, write, write_json
 from holdfast.cli.runs import Run, open_run
-from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError, UsageError
+from holdfast.errors import CorruptError, HoldfastError, UsageError
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import CatalogEntry
-from holdfast.store.verify import ImageVerdict, verify_checkpoint
+from holdfast.store.verify import DAMAGE, ImageVerdict, verify_checkpoint
 from holdfast.units import format_bytes
-
-_DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
-"""What an image or a manifest can show when read; anything else is the tier's failure, not the image's."""
 
 
 @dataclass(slots=True)
@@ -53,6 +50,7 @@ def verify(url: str, step: int | None, everything: bool, as_json: bool) -> None:
     if step is not None and everything:
         raise UsageError("--step and --all exclude each other", hint="say one of them")
     with open_run(url) as run:
+        run.require_something()
         entries = run.catalog.committed if everything else [run.find(step) if step is not None else run.newest()]
         total_bytes = sum(e.size_bytes for e in entries)
         with progress("reading", total_bytes, quiet=as_json) as bar:
@@ -60,7 +58,7 @@ def verify(url: str, step: int | None, everything: bool, as_json: bool) -> None:
     if as_json:
         write_json(_document(run, results))
     else:
-        _conclude(results)
+        _conclude(url, results)
     code = _exit_code(results)
     if code:
         raise click.exceptions.Exit(code)
@@ -85,7 +83,7 @@ def _say(bar: Bar, verdict: ImageVerdict) -> None:
         bar.say(f"bad   {verdict.id}: {verdict.error}", style="red")
 
 
-def _conclude(results: list[Verified]) -> None:
+def _conclude(url: str, results: list[Verified]) -> None:
     images = [v for r in results for v in r.images]
     bad = [r for r in results if r.errors]
     size = format_bytes(sum(v.size_bytes for v in images))
@@ -93,14 +91,16 @@ def _conclude(results: list[Verified]) -> None:
     if not bad:
         write(f"{what}: every byte is as it was saved", style="green")
         return
-    steps = ", ".join(str(r.id) for r in bad)
-    write(f"{what}: damaged {'is' if len(bad) == 1 else 'are'} {steps}", style="bold red")
-    write("  hint: a load takes another copy, or the next older checkpoint; `holdfast ls` shows what else is whole")
+    write(f"{what}; {len(bad)} damaged: {', '.join(str(r.id) for r in bad)}", style="bold red")
+    write("  hint: a load takes another copy, or the next older checkpoint;")
+    write(
+        f"  `holdfast verify {url} --all` shows which are whole, `holdfast prune {url} --step N` deletes a damaged one"
+    )
 
 
 def _exit_code(results: list[Verified]) -> int:
     errors = [e for r in results for e in r.errors]
-    if any(isinstance(e, _DAMAGE) for e in errors):
+    if any(isinstance(e, DAMAGE) for e in errors):
         return CorruptError.exit_code
     return errors[0].exit_code if errors else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from holdfast.errors import CorruptError, HoldfastError
+from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.model.identity import ImageId
@@ -15,6 +15,8 @@ from holdfast.store.blocks import Progress, aligned_buffer, located, no_progress
 from holdfast.tiers.contract import Tier
 
 BUFFER_BYTES = 4 * BLOCK_BYTES
+DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
+"""What an image or a manifest can show when read; anything else is the tier's failure, not the image's."""
 
 Held = frozenset[tuple[str, tuple[int, ...], tuple[int, ...], int | None]]
 """(fqn, offsets, lengths, owner rank) of what an image holds."""
@@ -53,6 +55,19 @@ def verify_checkpoint(
                 problem = CorruptError(error, tier=tier.name, key=verdict.key, step=manifest.id.step)
                 verdict = ImageVerdict(record.id, verdict.key, record.size_bytes, problem, verdict.header)
         yield verdict
+
+
+def find_damage(tier: Tier, manifest: Manifest, *, progress: Progress = no_progress) -> HoldfastError | None:
+    """The first damage of a checkpoint; None when every byte of every image is as it was saved.
+
+    Raises: TierError when the tier failed, which says nothing of the bytes.
+    """
+    for verdict in verify_checkpoint(tier, manifest, progress=progress):
+        if isinstance(verdict.error, DAMAGE):
+            return verdict.error
+        if verdict.error is not None:
+            raise verdict.error
+    return None
 
 
 def verify_image(

@@ -11,9 +11,10 @@ from holdfast.tiers.memory import HeapSlots, MemoryTier, SlotSource
 from holdfast.tiers.posix import PosixTier, path_of_url
 from holdfast.tiers.posix.mounts import mount_of
 
-__all__ = ["open_tier", "weakness_of"]
+__all__ = ["SUPPORTED_URLS", "open_tier", "weakness_of"]
 
-_SUPPORTED = "file:///path, a plain path, memory:"
+SUPPORTED_URLS = "use file:///path or a plain path (in a Config also memory:)"
+"""The hint of every error about a URL that nothing here opens."""
 
 
 def open_tier(
@@ -41,9 +42,9 @@ def open_tier(
             raise ConfigError("memory is seen by one node only", hint='set scope = "node"', tier=name)
         return MemoryTier(slots or HeapSlots(), name=name)
     if url.startswith("s3:"):
-        raise ConfigError(f"{url!r}: S3 is not built yet", hint=f"supported are {_SUPPORTED}", tier=name)
+        raise ConfigError(f"{url!r}: S3 is not built yet", hint=SUPPORTED_URLS, tier=name)
     if "://" in url and not url.startswith("file://"):
-        raise ConfigError(f"{url!r} has an unknown scheme", hint=f"supported are {_SUPPORTED}", tier=name)
+        raise ConfigError(f"{url!r} has an unknown scheme", hint=SUPPORTED_URLS, tier=name)
     return PosixTier(path_of_url(url), name=name, owner=owner, scope=scope or Scope.SHARED, create=create)
 
 

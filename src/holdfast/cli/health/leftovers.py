@@ -99,13 +99,13 @@ def leftover_findings(found: list[Leftover]) -> Iterator[Finding]:
 def _arena(item: Leftover) -> Finding:
     text = f"{item.where} has no agent, {format_bytes(item.size_bytes)}"
     if not item.only_here:
-        todo = "the next launch of its run uses it; `holdfast doctor --clean` removes it"
+        todo = "the next launch of its run uses it; `holdfast doctor --clean --yes` removes it"
         return warn("leftover-arena", text, todo)
     return warn(
         "leftover-arena",
         f"{text}; it alone holds {', '.join(map(str, item.only_here))}",
         f"the next launch of its run loads that, `holdfast agent --arena {item.where}` makes it durable; "
-        "`holdfast doctor --clean --discard-unsaved` throws it away",
+        "`holdfast doctor --clean --discard-unsaved --yes` throws it away",
     )
 
 
@@ -114,7 +114,7 @@ def _files(item: Leftover) -> Finding:
         "temporary-files",
         f"{counted(item.count, 'unfinished upload')} in {item.where}, {format_bytes(item.size_bytes)}, "
         f"untouched for {format_seconds(ABANDONED_S)}",
-        "`holdfast doctor URL --clean` removes them",
+        "`holdfast doctor URL --clean --yes` removes them",
     )
 
 
@@ -122,7 +122,7 @@ def _images(item: Leftover) -> Finding:
     return warn(
         "orphan-images",
         f"{counted(item.count, 'image')} at {item.where} that no checkpoint names, {format_bytes(item.size_bytes)}",
-        "the next launch of the run removes them, or `holdfast doctor URL --clean`",
+        "the next launch of the run removes them, or `holdfast doctor URL --clean --yes`",
     )
 
 

@@ -89,7 +89,7 @@ class _Reader:
             return Opaque(tag, self.value(body, depth))
         raise CorruptError(
             f"a plain value has the tag {tag[:40]!r}, which nothing here decodes",
-            hint="register the encoder it was saved with",
+            hint="a newer Holdfast wrote it: load it with that version",
         )
 
     def items(self, body: Any, depth: int) -> list[Any]:

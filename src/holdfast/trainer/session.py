@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from holdfast.config import Settings
-from holdfast.errors import AgentError, CapacityError, ClosedError, DeadlineError, HoldfastError
+from holdfast.errors import AgentError, CapacityError, ClosedError, DeadlineError, HoldfastError, UsageError
 from holdfast.trainer.slots import Slots
 from holdfast.wire import messages
 from holdfast.wire.client import AgentClient, Attachment
@@ -52,6 +52,7 @@ class Session:
         self.world_size = world_size
         self._asked: messages.Prepare | None = None
         self._closed = False
+        self._pid = os.getpid()
         self._reviving_until = 0.0
         self._quiet_until = 0.0
         self._owes_prepare = False
@@ -176,6 +177,18 @@ class Session:
         self.page.attempt, self.page.stop_signal, self.page.waiting_step = attempt, signal, waiting
         self.slots.drop_stale()
 
+    def check_process(self) -> None:
+        """Raises: UsageError in a forked child, which has our pages in common with us."""
+        if self._forked:
+            raise UsageError(
+                f"this Checkpointer belongs to process {self._pid}, not to its child {os.getpid()}",
+                hint="use it in the process that made it only, not in workers that were forked",
+            )
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._pid
+
     @property
     def closed(self) -> bool:
         """Whether this session let go of the agent; it never starts another then."""
@@ -206,6 +219,7 @@ class Session:
 
         A dying agent drops the call before its listening socket: so the attachment is given up first, whatever it says.
         """
+        self.check_process()
         for _ in range(_CALL_TRIES - 1):
             try:
                 return call()
@@ -229,8 +243,8 @@ class Session:
 
     # -- the end ------------------------------------------------------------------------------------------------------
     def detach(self, how: LetGo = LetGo.LEFT) -> None:
-        """Let go: memory stays with the agent. Idempotent."""
-        if self._closed:
+        """Let go: memory stays with the agent. Idempotent. Does nothing in a forked child, for the pages are ours."""
+        if self._closed or self._forked:
             return
         self._closed = True
         self.page.let_go = how

@@ -282,7 +282,7 @@ class Shelf:
             sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
     def close(self) -> None:
-        """Wait for what the pools still do, then let go of the tiers."""
+        """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
         for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for tier in (*self.tiers.values(), *self._left):

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from holdfast.agent.shelf import Shelf
-from holdfast.config import Config
-from holdfast.errors import ConfigError
+from holdfast.config import Config, TierConfig
+from holdfast.errors import ConfigError, TierUnavailableError
 from holdfast.tiers.contract import ABANDONED_S
 
 
@@ -76,3 +76,18 @@ def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
         shelf.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
     assert shelf.tiers["posix"] is before
     assert shelf.authority is before
+
+
+def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(tmp_path):
+    config = Config(tiers=(TierConfig(str(tmp_path / "home")), TierConfig(str(tmp_path / "gone/other"))))
+    shelf = Shelf(config.resolve({}), tmp_path)
+    try:
+        assert shelf.catalog("posix") == (frozenset(), frozenset())
+        with pytest.raises(TierUnavailableError, match=r"cannot be opened: .*gone"):
+            shelf.catalog("posix-2")
+        (tmp_path / "gone").mkdir()
+        shelf.tiers["posix-2"].put("attempts/00000001", memoryview(b"here"))
+        assert (tmp_path / "gone/other/attempts/00000001").read_bytes() == b"here"
+        assert shelf.tiers["posix-2"].capabilities == shelf.tiers["posix"].capabilities
+    finally:
+        shelf.close()

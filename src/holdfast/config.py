@@ -134,7 +134,12 @@ class Settings:
 def arena_directory(arena_dir: str, run: str, home: str) -> Path:
     """Where the node keeps a run's slots: one directory per user, run and home."""
     digest = hashlib.sha256(home.encode()).hexdigest()[:12]
-    return Path(arena_dir) / f"holdfast-{os.getuid()}" / f"{_RUN_NAME.sub('_', run)[:40]}-{digest}"
+    return Path(_absolute(arena_dir)) / f"holdfast-{os.getuid()}" / f"{_RUN_NAME.sub('_', run)[:40]}-{digest}"
+
+
+def _absolute(arena_dir: str) -> str:
+    """Trainers and agent must mean the same directory: the agent works in `/`, and a job may change its own."""
+    return os.path.abspath(os.path.expanduser(arena_dir))
 
 
 def normalise_url(url: str) -> str:
@@ -218,6 +223,8 @@ def _convert(name: str, value: Any) -> Any:
         return parse_bytes(value)
     if name.endswith("_s"):
         return parse_seconds(value)
+    if name == "arena_dir":
+        return _absolute(str(value))
     return _whole_number(value) if name == "agent_nice" else str(value)
 
 

@@ -246,3 +246,38 @@ def chained(tell: Tell, url: str) -> dict[str, Any]:
     before = signal.getsignal(signal.SIGTERM)
     last = until_told(tell, url, step_s=0.01)
     return {"last": last, "heard": heard, "back": signal.getsignal(signal.SIGTERM) is before}
+
+
+def with_a_forked_child(tell: Tell, url: str) -> dict[str, Any]:
+    """Forks once signals are taken; the child tells what its calls raised and waits for a signal. What became of it."""
+    with holdfast.Checkpointer(url, every_steps=1) as ckpt:
+        state: dict[str, Any] = {"x": torch.zeros(1000)}
+        ckpt.load(state)
+        saved = ckpt.save(1, state)
+        assert saved is not None
+        saved.wait("durable")
+        ckpt.should_stop()
+        child = os.fork()
+        if not child:
+            _in_child(tell, ckpt, saved)
+        _, status = os.waitpid(child, 0)
+        for step in range(2, 20):
+            ckpt.save(step, state)
+            time.sleep(0.02)
+            if ckpt.should_stop():
+                break
+    return {"child": os.waitstatus_to_exitcode(status), "last": step}
+
+
+def _in_child(tell: Tell, ckpt: holdfast.Checkpointer, saved: holdfast.Save) -> None:
+    kinds = []
+    calls = (lambda: ckpt.save(2, {}), ckpt.steps, ckpt.should_stop, lambda: saved.wait("durable"), ckpt.close)
+    for call in calls:
+        try:
+            call()
+        except HoldfastError as e:
+            kinds.append(e.kind)
+    ckpt.__exit__(HoldfastError, None, None)
+    tell((os.getpid(), kinds))
+    time.sleep(30)
+    os._exit(0)

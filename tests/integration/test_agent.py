@@ -4,6 +4,7 @@ import http.client
 import os
 import socket
 import stat
+import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tests.integration import processes, reference  # noqa: E402
 from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
-from holdfast.errors import RunBusyError, UsageError  # noqa: E402
+from holdfast.errors import HoldfastError, RunBusyError, UsageError  # noqa: E402
 from holdfast.wire import messages  # noqa: E402
 from holdfast.wire.spawn import SOCKET  # noqa: E402
 
@@ -193,3 +194,49 @@ def test_training_does_not_wait_for_an_agent_that_does_not_answer(place, monkeyp
     due(ckpt.save(20, state)).wait("durable", timeout_s=30)
     ckpt.close()
     assert place.committed()[-1] == (1, 20)
+
+
+def test_agents_die_while_one_thread_waits_and_another_saves(place, monkeypatch):
+    monkeypatch.setenv("HOLDFAST_SLOT_WAIT_S", "0.5")
+    ckpt = holdfast.Checkpointer(place.url)
+    state = {"x": torch.ones(1000)}
+    ckpt.load(state)
+    saves, over, failed = [due(ckpt.save(1, state))], threading.Event(), []
+
+    def wait():
+        while not over.is_set():
+            try:
+                saves[-1].wait("durable", timeout_s=5)
+            except HoldfastError:  # dropped or lost, as the agent dies again and again
+                time.sleep(0.01)
+            except Exception as e:
+                failed.append(e)
+                return
+
+    waiters = [threading.Thread(target=wait, name=f"waiter-{n}") for n in range(3)]
+    for waiter in waiters:
+        waiter.start()
+    end = time.monotonic() + 6
+    longest_s, step, killed = 0.0, 1, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # steps are dropped
+        while time.monotonic() < end:
+            step += 1
+            began = time.monotonic()
+            saves.append(due(ckpt.save(step, state)))
+            longest_s = max(longest_s, time.monotonic() - began)
+            if step % 20 == 0:
+                for agent in processes.agents(place.arena_dir):
+                    agent.kill()
+                    killed += 1
+            time.sleep(0.005)
+        over.set()
+        for waiter in waiters:
+            waiter.join(30)
+        assert failed == []
+        assert killed > 3
+        assert longest_s < 3
+        ckpt.steps()  # waits for an agent
+        due(ckpt.save(step + 1, state)).wait("durable", timeout_s=30)
+    ckpt.close()
+    assert place.committed()[-1] == (1, step + 1)

@@ -65,6 +65,17 @@ def test_handlers_that_were_there_are_called_and_come_back(place, forker):
     assert place.committed() == [(1, told["last"])]
 
 
+def test_a_forked_child_dies_of_its_signal_and_disturbs_nobody(place, forker):
+    job = processes.start(forker, 1, jobs.with_a_forked_child, place.url)
+    child, kinds = job.hear(0)
+    os.kill(child, signal.SIGTERM)
+    told = job.values()[0]
+    assert told == {"child": -signal.SIGTERM, "last": 19}, "only the child was meant"
+    assert kinds == ["usage"] * len(kinds)
+    assert len(kinds) == 4, "what was settled is known without asking"
+    assert place.committed()[-1] == (1, 19)
+
+
 def test_in_one_process_the_next_step_is_the_last(place):
     before = signal.getsignal(signal.SIGUSR1)
     with holdfast.Checkpointer(place.url, every_steps=500) as ckpt:

@@ -125,3 +125,25 @@ def test_a_tier_that_outlives_the_one_with_the_claims_still_loads(place):
             assert (state["x"] == expected).all()
             if next_step is not None:
                 ckpt.save(next_step, filled(next_step))
+
+
+def test_saves_go_on_when_an_agent_has_to_start_while_the_only_file_tier_is_gone(place):
+    mount, away = place.home.parent / "mnt", place.home.parent / "away"
+    mount.mkdir()
+    config = holdfast.Config(
+        tiers=(holdfast.TierConfig("memory:", keep_last=2), holdfast.TierConfig(str(mount / "run")))
+    )
+    with holdfast.Checkpointer(config) as ckpt:
+        ckpt.load(filled(0))
+        due(ckpt.save(1, filled(1))).wait("durable", timeout_s=30)
+        mount.rename(away)
+        [agent] = processes.agents(place.arena_dir)
+        agent.kill()
+        agent.wait(10)
+        # Waits for the next agent, as `steps` would, which reads the tier.
+        ckpt._session.revive()
+        with pytest.warns(RuntimeWarning, match="cannot be opened"):
+            saved = due(ckpt.save(2, filled(2)))
+        saved.wait("memory", timeout_s=30)
+        away.rename(mount)
+        until(lambda: sorted(p.name for p in (mount / "run/manifests").iterdir())[-1].endswith("2"), "it is flushed")

@@ -118,3 +118,12 @@ def test_the_arena_is_one_directory_per_user_run_and_home() -> None:
     assert a != arena_directory("/dev/shm", "run7", "file:///y/run7")
     assert a.parent.name == f"holdfast-{os.getuid()}"
     assert "/" not in arena_directory("/dev/shm", "a/b c", "file:///x").name
+
+
+def test_an_arena_directory_may_be_relative_or_in_the_home_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    settings = Config.from_url("/data/run7").resolve({"HOLDFAST_ARENA_DIR": "shm"})
+    monkeypatch.chdir("/")
+    assert settings.arena.parent.parent == tmp_path / "shm", "the agent works in another directory"
+    assert arena_directory("~/shm", "run7", "file:///x").parent.parent == tmp_path / "me/shm"

@@ -13,7 +13,7 @@ from tests.unit.store_fixtures import make_image, put_image
 from holdfast.agent.shelf import Shelf
 from holdfast.agent.status import step_infos
 from holdfast.config import Config, TierConfig
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, TierUnavailableError
 from holdfast.format import names
 from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId
@@ -124,3 +124,18 @@ def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
     shelf.close()
     assert info.tiers == ["far"]
     assert info.problem.startswith("near: ")
+
+
+def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(tmp_path):
+    config = Config(tiers=(TierConfig(str(tmp_path / "home")), TierConfig(str(tmp_path / "gone/other"))))
+    shelf = Shelf(config.resolve({}), tmp_path)
+    try:
+        assert shelf.catalog("posix") == (frozenset(), frozenset())
+        with pytest.raises(TierUnavailableError, match=r"cannot be opened: .*gone"):
+            shelf.catalog("posix-2")
+        (tmp_path / "gone").mkdir()
+        shelf.tiers["posix-2"].put("attempts/00000001", memoryview(b"here"))
+        assert (tmp_path / "gone/other/attempts/00000001").read_bytes() == b"here"
+        assert shelf.tiers["posix-2"].capabilities == shelf.tiers["posix"].capabilities
+    finally:
+        shelf.close()

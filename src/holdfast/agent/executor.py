@@ -276,10 +276,10 @@ class Executor:
         )
 
     async def finish(self) -> None:
-        """Stop timers and wait for what runs in threads."""
+        """Stop timers and wait for what runs in threads; main.py sees to it that this ends."""
         for handle in self._timers.values():
             handle.cancel()
         self._timers.clear()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=60.0)
+            await asyncio.wait(self._tasks)
         self._sealers.shutdown(wait=True)

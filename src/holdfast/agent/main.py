@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from holdfast.wire.spawn import LOCK, SOCKET, answers, read_config
 log = logging.getLogger("holdfast.agent")
 
 _PREDECESSOR_S = 10.0
+_FINISH_S = 5.0
+"""What runs in threads may take so long once the agent has ended: less than a successor waits for the lock."""
 _LOCK_POLL_S = 0.02
 
 
@@ -91,5 +94,42 @@ async def _serve(arena: Path) -> int:
         if runner is not None:
             (arena / SOCKET).unlink(missing_ok=True)
             await runner.cleanup()
-        await agent.finish()
+        with _bounded(agent):
+            await agent.finish()
         log.info("agent %d ends", os.getpid())
+
+
+@contextlib.contextmanager
+def _bounded(agent: Agent) -> Iterator[None]:
+    """End this process if what is within takes longer than `_FINISH_S`: a thread may hang in a tier for ever."""
+    timer = threading.Timer(_FINISH_S, _give_up, [agent])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _give_up(agent: Agent) -> None:
+    """Leave without what still runs.
+
+    As safe as kill -9, after which the next agent verifies what it finds in memory and sweeps what was being written.
+    An interpreter that ends in good order would wait for its threads.
+    """
+    log.warning("agent %d leaves after %g s; what still runs:", os.getpid(), _FINISH_S)
+    faulthandler.dump_traceback(all_threads=True)
+    try:
+        if agent.closing.free_memory:
+            _remove(agent.root)
+    finally:
+        os._exit(0)
+
+
+def _remove(arena: Path) -> None:
+    """Free the memory without unmapping it: threads still look into it. The lock goes last, as ever."""
+    for path in sorted(arena.iterdir(), key=lambda p: p.suffix == ".lock"):
+        path.unlink(missing_ok=True)
+    for directory in (arena, arena.parent):
+        with contextlib.suppress(OSError):
+            directory.rmdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -19,6 +21,8 @@ from holdfast.agent.status import status_of, step_infos
 from holdfast.errors import AgentError, HoldfastError, UsageError
 from holdfast.model.identity import CheckpointId
 from holdfast.wire import messages
+
+log = logging.getLogger("holdfast.agent")
 
 T = TypeVar("T")
 _ATTACH_POLL_S = 0.05
@@ -68,15 +72,15 @@ class Server:
         async def handler(request: web.Request) -> web.Response:
             try:
                 body = msgspec.json.decode(await request.read(), type=kind)
-            except msgspec.DecodeError as e:
-                raise UsageError(f"{request.path}: {e}", hint="trainer and agent differ in version?") from e
+            except (msgspec.DecodeError, UnicodeDecodeError) as e:
+                raise _misread(request, e) from e
             return _json(await call(body))
 
         return handler
 
     async def attach(self, request: web.Request) -> web.StreamResponse:
         """Keep the connection until either side goes: that is the whole message."""
-        rank = int(request.query["rank"])
+        rank = _needed(_int(request, "rank"), request, "rank")
         response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": "holdfast"})
         await response.prepare(request)
         self._agent.attached(rank, here=True)
@@ -96,16 +100,16 @@ class Server:
         return _json(await self._agent.loading.loadable(step=step, below=below))
 
     async def save(self, request: web.Request) -> web.Response:
-        checkpoint = CheckpointId(int(request.match_info["attempt"]), int(request.match_info["step"]))
+        attempt, step = (_parsed(int, request, n, request.match_info[n]) for n in ("attempt", "step"))
         targets = [t for t in request.query.get("for", "").split(",") if t]
-        wait_s = float(request.query.get("wait_s", "0"))
-        return _json(await self._agent.save_status(checkpoint, targets=targets, wait_s=wait_s))
+        wait_s = _parsed(_seconds, request, "wait_s", request.query.get("wait_s", "0"))
+        return _json(await self._agent.save_status(CheckpointId(attempt, step), targets=targets, wait_s=wait_s))
 
     async def steps(self, request: web.Request) -> web.Response:
         return _json(await step_infos(self._agent))
 
     async def errors(self, request: web.Request) -> web.Response:
-        return _json(self._agent.errors_since(int(request.query.get("since", "0"))))
+        return _json(self._agent.errors_since(_int(request, "since") or 0))
 
     async def status(self, request: web.Request) -> web.Response:
         return _json(status_of(self._agent))
@@ -126,14 +130,27 @@ async def _errors(
         _same_user(request)
         return await handler(request)
     except HoldfastError as e:
-        return web.Response(
-            status=_STATUS.get(e.kind, 400 if not e.retryable else 503),
-            body=msgspec.json.encode(e.to_dict()),
-            content_type="application/json",
-        )
+        return _refusal(_STATUS.get(e.kind, 400 if not e.retryable else 503), e)
+    except msgspec.ValidationError as e:
+        return _refusal(400, _misread(request, e))
     except web.HTTPException as e:
         error = UsageError(f"{request.method} {request.path}: {e.reason}", hint="see docs/reference.md, agent API")
-        return web.Response(status=e.status, body=msgspec.json.encode(error.to_dict()), content_type="application/json")
+        return _refusal(e.status, error)
+    except ConnectionError:  # whoever asked is gone
+        raise
+    except Exception as e:
+        # Not an AgentError: that would say the agent is gone, and the trainer would let go of one that lives.
+        log.exception("%s %s", request.method, request.path)
+        what = f"the agent failed at {request.method} {request.path}: {type(e).__name__}: {e}"
+        return _refusal(500, HoldfastError(what, hint="this is a defect; see agent.log"))
+
+
+def _refusal(status: int, error: HoldfastError) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(error.to_dict()), content_type="application/json")
+
+
+def _misread(request: web.Request, error: Exception) -> UsageError:
+    return UsageError(f"{request.path}: {error}", hint="trainer and agent differ in version?")
 
 
 def _same_user(request: web.Request) -> None:
@@ -152,4 +169,25 @@ def _json(value: object) -> web.Response:
 
 def _int(request: web.Request, name: str) -> int | None:
     text = request.query.get(name)
-    return None if text is None else int(text)
+    return None if text is None else _parsed(int, request, name, text)
+
+
+def _needed(value: T | None, request: web.Request, name: str) -> T:
+    if value is None:
+        raise UsageError(f"{request.path} needs {name}", hint="see docs/reference.md, agent API")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _parsed(parse: Callable[[str], T], request: web.Request, name: str, text: str) -> T:
+    """Raises: UsageError when the caller sent nonsense."""
+    try:
+        return parse(text)
+    except ValueError as e:
+        raise UsageError(f"{request.path}: {name}={text[:40]!r}", hint="see docs/reference.md, agent API") from e

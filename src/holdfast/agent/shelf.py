@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast.agent.late import LateTier
 from holdfast.config import Settings
 from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError
 from holdfast.format.image import read_plain
@@ -29,6 +31,8 @@ from holdfast.tiers import open_tier
 from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry
 from holdfast.wire.client import AgentClient
+
+log = logging.getLogger("holdfast.agent")
 
 _STORE_THREADS = 4
 _FETCHES = 2
@@ -74,7 +78,9 @@ class Shelf:
         self.flushed: dict[str, tuple[int, float]] = {}
         self._manifests: dict[CheckpointId, Manifest] = {}
         self._lock = threading.Lock()
-        self.reconfigure(settings)
+        for rule in settings.tiers:
+            if not rule.is_memory:
+                self._install(rule, self._open_or_later(rule))
 
     def reconfigure(self, settings: Settings) -> None:
         """Other tiers: open what is new, or stands elsewhere now. What is gone stays open until the agent ends, for
@@ -86,7 +92,7 @@ class Shelf:
         try:
             for rule in settings.tiers:
                 if not rule.is_memory and self._urls.get(rule.name) != rule.url:
-                    opened[rule] = Retry(open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name))
+                    opened[rule] = self._open(rule)
         except HoldfastError:
             for tier in opened.values():
                 tier.close()
@@ -94,6 +100,17 @@ class Shelf:
         for rule, tier in opened.items():
             self._install(rule, tier)
         self._settings = settings
+
+    def _open(self, rule: TierRule) -> Tier:
+        return Retry(open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name))
+
+    def _open_or_later(self, rule: TierRule) -> Tier:
+        """An agent that follows one that died keeps and loads memory, whatever became of a tier meanwhile."""
+        try:
+            return self._open(rule)
+        except HoldfastError as e:
+            log.error("tier %s is not used until it can be opened: %s", rule.name, e.message)
+            return LateTier(rule.name, rule.scope, lambda: self._open(rule))
 
     def _install(self, rule: TierRule, tier: Tier) -> None:
         if rule.name in self.tiers:
@@ -289,7 +306,7 @@ class Shelf:
             sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
     def close(self) -> None:
-        """Wait for what the pools still do, then let go of the tiers."""
+        """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
         for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for tier in (*self.tiers.values(), *self._left):

@@ -174,6 +174,7 @@ class Checkpointer:
         """
         if self._closed:
             return
+        self._session.check_process()
         self._closed = True
         self._stopping.uninstall()
         try:
@@ -198,6 +199,7 @@ class Checkpointer:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this Checkpointer is closed", hint="make a new one")
+        self._session.check_process()
 
     def _detach(self) -> None:
         """Leave without closing: the agent finishes flushes, promotes, and keeps the memory for a restart."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
 from holdfast.config import Settings
-from holdfast.errors import AgentError, CapacityError, ClosedError, DeadlineError, HoldfastError
+from holdfast.errors import AgentError, CapacityError, ClosedError, DeadlineError, HoldfastError, UsageError
 from holdfast.trainer.slots import Slots
 from holdfast.wire import messages
 from holdfast.wire.client import AgentClient, Attachment
@@ -35,6 +37,23 @@ _QUIET = 10
 """Training leaves an agent alone that did not answer within `slot_wait_s`: for so many times as long."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Tie:
+    """What one agent gave: an attachment, and pages in files that are mapped."""
+
+    attachment: Attachment
+    page: TrainerPage
+    run_page: RunPage
+    files: tuple[MappedFile, MappedFile]
+
+    def release(self) -> None:
+        self.attachment.close()
+        self.page.release()
+        self.run_page.release()
+        for file in self.files:
+            file.close()
+
+
 class Session:
     """Attachment of one rank of one launch.
 
@@ -42,7 +61,9 @@ class Session:
         slots: the slots dealt to the rank.
         page, run_page: what this rank says, and what the agent says to all; others after an agent died.
 
-    Threads: `ensure` and `prepare` from the training thread; `ask` and `tell` from any.
+    Invariant: what an agent gave stays mapped until `detach`, for another thread may be about to use it.
+    Threads: `ensure`, `prepare` and `detach` from the training thread; `ask` and `tell` from any. Whoever attaches
+        anew holds the lock; training waits for it no longer than for an agent.
     """
 
     def __init__(self, settings: Settings, *, launch: str, rank: int, world_size: int) -> None:
@@ -51,12 +72,14 @@ class Session:
         self.rank = rank
         self.world_size = world_size
         self._asked: messages.Prepare | None = None
-        self._closed = False
+        self._closed, self._how = False, LetGo.LEFT
+        self._pid = os.getpid()
         self._reviving_until = 0.0
         self._quiet_until = 0.0
         self._owes_prepare = False
-        self._pages: list[MappedFile] = []
-        self._join(lambda client: self._attach(client, self._patience_s))
+        self._attaching = threading.RLock()
+        self._ties: list[_Tie] = []
+        self._join(lambda client: self._use(client, self._tie(client, self._patience_s)))
         self.slots = Slots(self, settings)
 
     # -- the attachment -----------------------------------------------------------------------------------------------
@@ -77,7 +100,7 @@ class Session:
         """How long an attachment may take where nothing else is to be done."""
         return self.settings.busy_wait_s + _CALL_S
 
-    def _attach(self, client: AgentClient, limit_s: float) -> None:
+    def _tie(self, client: AgentClient, limit_s: float) -> _Tie:
         deadline = time.monotonic() + limit_s
         pid = os.getpid()
         launch = messages.Launch(
@@ -91,17 +114,20 @@ class Session:
         )
         answer = client.post("/launch", launch, messages.LaunchAnswer, timeout_s=limit_s)
         arena = self.settings.arena
-        pages = [MappedFile(arena / answer.trainer_page), MappedFile(arena / answer.run_page)]
+        files = MappedFile(arena / answer.trainer_page), MappedFile(arena / answer.run_page)
         try:
-            self.attachment = Attachment(arena / SOCKET, self.rank, _left_s(deadline))
+            attachment = Attachment(arena / SOCKET, self.rank, _left_s(deadline))
         except HoldfastError:
-            for file in pages:
+            for file in files:
                 file.close()
             raise
-        self.client = client
-        self.page = TrainerPage(pages[0].buffer)
-        self.run_page = RunPage(pages[1].buffer)
-        self._pages += pages
+        return _Tie(attachment, TrainerPage(files[0].buffer), RunPage(files[1].buffer), files)
+
+    def _use(self, client: AgentClient, tie: _Tie) -> None:
+        self._ties.append(tie)
+        self.client, self.page, self.run_page = client, tie.page, tie.run_page
+        # Last: who sees it alive takes the pages for those of this agent.
+        self.attachment = tie.attachment
 
     def ensure(self) -> bool:
         """Look whether the agent lives; if not, start another and attach as soon as it answers.
@@ -111,18 +137,34 @@ class Session:
 
         Returns: whether an agent is attached now.
         """
-        if self.attachment.alive and not self._owes_prepare:
+        if self._settled:
             return True
         now = time.monotonic()
         if now < self._quiet_until:
             return False
-        with self._in_training():
+        limit_s = self.settings.slot_wait_s
+        with self._in_training(), self._alone(limit_s):
             if not self.attachment.alive and now >= self._reviving_until:
                 self._reviving_until = now + _RESPAWN_S
                 spawn_agent(self.settings)
-            self._reattach(self.settings.slot_wait_s)
+            self._reattach(_left_s(now + limit_s))
             return True
         return False
+
+    @contextlib.contextmanager
+    def _alone(self, limit_s: float) -> Iterator[None]:
+        """The one thread that attaches anew. Raises: DeadlineError when another does so for longer."""
+        if not self._attaching.acquire(timeout=limit_s):
+            raise DeadlineError(
+                f"another thread attaches to the agent for more than {limit_s:g} s",
+                hint=f"look into {self.settings.arena / 'agent.log'}",
+            )
+        try:
+            yield
+        finally:
+            if self._closed:
+                self._release()
+            self._attaching.release()
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:
@@ -136,18 +178,33 @@ class Session:
 
     def revive(self) -> None:
         """Like `ensure`, waiting for the new agent. Raises: DeadlineError; ClosedError after `detach`."""
+        self._check_open()
+        if not self._settled:
+            self._join(self._revive)
+
+    def _revive(self, client: AgentClient) -> None:
+        with self._alone(self._patience_s):
+            self._check_open()
+            self._reattach(self._patience_s)
+
+    def _check_open(self) -> None:
         if self.closed:
             raise ClosedError("this Checkpointer is closed", hint="look with `holdfast ls URL`, or make a new one")
-        if not self.attachment.alive or self._owes_prepare:
-            self._join(lambda client: self._reattach(self._patience_s))
+
+    @property
+    def _settled(self) -> bool:
+        """Whether an agent is attached that dealt what was asked for."""
+        return self.attachment.alive and not self._owes_prepare
 
     def _reattach(self, limit_s: float) -> None:
+        if self._settled:
+            return  # another thread did it
         deadline = time.monotonic() + limit_s
+        # The agent before may have died with slots not dealt yet; the next one does not know who asked for them.
+        self._owes_prepare = self._asked is not None
         if not self.attachment.alive:
             self._attach_anew(limit_s)
         if (asked := self._asked) is not None:
-            # The agent before may have died with slots not dealt yet; this one does not know who asked for them.
-            self._owes_prepare = True
             try:
                 answer = self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=_left_s(deadline))
             except CapacityError:
@@ -156,25 +213,27 @@ class Session:
             self._dealt(asked, answer)
 
     def _attach_anew(self, limit_s: float) -> None:
-        # The words that only this process knows must survive the new page.
-        old = self.page
-        current, waiting, saves, stall_ns = old.current_step, old.waiting_step, old.saves, old.stall_ns
-        attempt, signal = old.attempt, old.stop_signal
-        old_files, self._pages = self._pages, []
-        old_pages = (old, self.run_page)
         self.attachment.close()
-        try:
-            self._attach(AgentClient(self.settings.arena / SOCKET), limit_s)
-        except HoldfastError:
-            self._pages = old_files
-            raise
-        for page in old_pages:
-            page.release()
-        for file in old_files:
-            file.close()
-        self.page.current_step, self.page.saves, self.page.stall_ns = current, saves, stall_ns
-        self.page.attempt, self.page.stop_signal, self.page.waiting_step = attempt, signal, waiting
+        client = AgentClient(self.settings.arena / SOCKET)
+        tie = self._tie(client, limit_s)
+        # The words that only this process knows must survive the new page.
+        old, new = self.page, tie.page
+        new.current_step, new.saves, new.stall_ns = old.current_step, old.saves, old.stall_ns
+        new.attempt, new.stop_signal, new.waiting_step = old.attempt, old.stop_signal, old.waiting_step
         self.slots.drop_stale()
+        self._use(client, tie)
+
+    def check_process(self) -> None:
+        """Raises: UsageError in a forked child, which has our pages in common with us."""
+        if self._forked:
+            raise UsageError(
+                f"this Checkpointer belongs to process {self._pid}, not to its child {os.getpid()}",
+                hint="use it in the process that made it only, not in workers that were forked",
+            )
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._pid
 
     @property
     def closed(self) -> bool:
@@ -206,11 +265,14 @@ class Session:
 
         A dying agent drops the call before its listening socket: so the attachment is given up first, whatever it says.
         """
+        self.check_process()
         for _ in range(_CALL_TRIES - 1):
+            attachment = self.attachment
             try:
                 return call()
             except AgentError:
-                self.attachment.close()
+                # That of the agent that was asked: another thread may have attached to the next one meanwhile.
+                attachment.close()
                 self.revive()
         return call()
 
@@ -221,7 +283,8 @@ class Session:
         Raises: CapacityError with the sum when they cannot fit.
         """
         body = messages.Prepare(self.rank, image_bytes)
-        self._dealt(body, self.tell("/prepare", body, messages.PrepareAnswer))
+        with self._alone(self._patience_s):
+            self._dealt(body, self.tell("/prepare", body, messages.PrepareAnswer))
 
     def _dealt(self, asked: messages.Prepare, answer: messages.PrepareAnswer) -> None:
         self._asked, self._owes_prepare = asked, False
@@ -229,17 +292,23 @@ class Session:
 
     # -- the end ------------------------------------------------------------------------------------------------------
     def detach(self, how: LetGo = LetGo.LEFT) -> None:
-        """Let go: memory stays with the agent. Idempotent."""
-        if self._closed:
+        """Let go: memory stays with the agent. Idempotent. Does nothing in a forked child, for the pages are ours."""
+        if self._closed or self._forked:
             return
-        self._closed = True
+        self._how, self._closed = how, True
         self.page.let_go = how
         self.attachment.close()
-        self.slots.close()
-        for page in (self.page, self.run_page):
-            page.release()
-        for file in self._pages:
-            file.close()
+        # A thread that attaches just now lets go by itself, when it has.
+        with contextlib.suppress(DeadlineError), self._alone(self.settings.slot_wait_s):
+            pass
+
+    def _release(self) -> None:
+        if self._ties:
+            self.page.let_go = self._how
+            self.attachment.close()
+            self.slots.close()
+        while self._ties:
+            self._ties.pop().release()
 
 
 def _left_s(deadline: float) -> float:

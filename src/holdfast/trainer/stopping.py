@@ -6,6 +6,7 @@ its own page, and a settled proposal is a fact for all. No collective, no messag
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ class Stopping:
         self._session = session
         self._signalled = 0
         self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
         self._stop_step: int | None = None
         self._last = -1
 
@@ -36,6 +38,7 @@ class Stopping:
         """Take SIGTERM and SIGUSR1, keeping what was there; only from the main thread (Python's rule)."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
+        self._pid = os.getpid()
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
 
@@ -43,10 +46,18 @@ class Stopping:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous.items():
                 if signal.getsignal(number) == self._on_signal:
-                    signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+                    self._restore(number, handler)
             self._previous.clear()
 
+    def _restore(self, number: int, handler: Any) -> None:
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A forked child, such as a data loader's worker, has our handler and our pages: the signal means it alone.
+            self._restore(number, self._previous.get(number))
+            os.kill(os.getpid(), number)
+            return
         self._signalled = number
         self._session.page.stop_signal = number
         previous = self._previous.get(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 from pathlib import Path
@@ -135,4 +136,7 @@ class Attachment:
             return False
 
     def close(self) -> None:
+        # Shut down, not only closed: a child that was forked has the socket, too, and the agent would not see the end.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

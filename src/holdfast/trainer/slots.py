@@ -95,7 +95,8 @@ class Slots:
             self._fault_error = e
 
     def _is_faulted(self, number: int) -> bool:
-        return number in self._slots and self._slots[number].faulted
+        slot = self._slots.get(number)
+        return slot is not None and slot.faulted
 
     def faulted(self) -> bool:
         """Whether every dealt slot is mapped and faulted here."""
@@ -158,7 +159,7 @@ class Slots:
 
         What was asked for counts, not what is mapped: the slots of the last answer may still be under way.
         """
-        known = (self._slots[n].capacity_bytes for n in self._mine if n in self._slots)
+        known = [slot.capacity_bytes for n in self._mine if (slot := self._slots.get(n))]
         if image_bytes > max(self._asked_bytes, *known, -1):
             try:
                 self._session.prepare(image_bytes)
@@ -204,7 +205,8 @@ class Slots:
     def _preparing(self) -> bool:
         """Whether no slot was dealt to us yet."""
         rank = self._session.rank
-        return not any(n in self._slots and self._slots[n].page.dealt_rank == rank for n in self._mine)
+        mine = (self._slots.get(n) for n in self._mine)
+        return not any(slot is not None and slot.page.dealt_rank == rank for slot in mine)
 
     def _begin(self, slot: TrainerSlot) -> None:
         """free -> filling: who fills goes first, so that the agent can tell a dead filler."""

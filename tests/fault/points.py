@@ -25,7 +25,7 @@ Points = dict[str, Fault]
 
 # A trainer that takes up a run which three saves stand behind. Its third save is the one that is hit.
 TRAINER_POINTS: Points = {
-    "attaching": Fault(TRAINER, f"{SESSION}._attach", "after"),
+    "attaching": Fault(TRAINER, f"{SESSION}._tie", "after"),
     "preparing": Fault(TRAINER, f"{SESSION}.prepare"),
     "prepared": Fault(TRAINER, f"{SESSION}.prepare", "after"),
     "faulting its slots": Fault(TRAINER, "holdfast.wire.pages:populate"),
@@ -114,7 +114,7 @@ PROMOTION_POINTS: Points = {
 
 # Rank 1 of two; the launcher then kills rank 0, which may wait for it in a collective.
 RANK_POINTS: Points = {
-    "rank 1 attaching": Fault(TRAINER, f"{SESSION}._attach", "after", rank=1),
+    "rank 1 attaching": Fault(TRAINER, f"{SESSION}._tie", "after", rank=1),
     "rank 1 prepared": Fault(TRAINER, f"{SESSION}.prepare", "after", rank=1),
     "rank 1 before filling": Fault(TRAINER, FILL, rank=1),
     "rank 1 claiming": Fault(TRAINER, f"{SAVES}._claim", rank=1),

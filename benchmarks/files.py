@@ -68,6 +68,13 @@ def end_agents(memory: Path) -> None:
     psutil.wait_procs(processes, timeout=_END_S)
 
 
+def await_end_of_agents(memory: Path) -> None:
+    """Let the agents of a run that was closed give its memory back and go, so that the next one finds nothing of it."""
+    _, alive = psutil.wait_procs(agents(memory), timeout=_END_S)
+    if alive:
+        raise TimeoutError(f"agents did not end within {_END_S:g} s: {[p.pid for p in alive]}")
+
+
 def images(home: Path) -> list[Path]:
     """The images of a run. `glob` and not `Path.rglob`: directories that go meanwhile are no error."""
     return [home / found for found in glob.glob("**/*.safetensors", root_dir=home, recursive=True)]

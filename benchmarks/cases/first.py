@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.channel import Variant
-from benchmarks.files import end_agents, remove
+from benchmarks.files import await_end_of_agents, remove
 from benchmarks.plan import Bench
 from benchmarks.record import Number
 
@@ -29,6 +29,6 @@ def _sample(bench: Bench) -> dict[str, float]:
         prepared = trainer.ask("prepare")
         found = trainer.ask("first", steady=_STEADY_SAVES)
         trainer.ask("discard")
-    end_agents(bench.places.memory)
+    await_end_of_agents(bench.places.memory)
     remove(bench.places.disk / "run")
     return found | {"attach_s": attach_s, "prepare_s": prepared["s"], "faulted_s": prepared["faulted_s"]}

@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python benchmarks/run.py` (about 20 minutes), `--quick` to see that they run.
+"""Run the benchmarks: `python benchmarks/run.py` (about 40 minutes), `--quick` to see that they run.
 
 Docs: docs/benchmarks.md.
 """

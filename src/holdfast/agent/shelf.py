@@ -36,7 +36,6 @@ log = logging.getLogger("holdfast.agent")
 
 _STORE_THREADS = 4
 _FETCHES = 2
-_MANIFESTS_KEPT = 64
 _ASK_S = 5.0
 
 
@@ -236,7 +235,8 @@ class Shelf:
         manifest = build([i.header for i in images], [i.record for i in images], plain)
         with self._lock:
             self._manifests[checkpoint] = manifest
-            while len(self._manifests) > _MANIFESTS_KEPT:
+            # More steps than there are slots cannot be on their way; of one that was fetched, too, there is room.
+            while len(self._manifests) > 2 * self._settings.slots_per_rank:
                 del self._manifests[next(iter(self._manifests))]
 
     def commit(self, tier: str, checkpoint: CheckpointId, images: tuple[KnownImage, ...]) -> None:

@@ -23,6 +23,7 @@ from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers import open_tier, weakness_of
 from holdfast.tiers.contract import read_all
 from holdfast.tiers.posix import PosixTier, disk
+from holdfast.tiers.posix.directories import Directories
 from holdfast.tiers.posix.mounts import Mount
 
 KEY = "images/00000001/000000000100/00000-0.safetensors"
@@ -525,3 +526,27 @@ def test_what_is_in_memory_survives_no_node(tmp_path, monkeypatch):
     assert "tmpfs" in weakness_of(f"file://{tmp_path}/t")
     monkeypatch.undo()
     assert weakness_of("memory:") == ""
+
+
+def test_a_directory_that_goes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    """Another process removed it, being empty, right after it was seen."""
+    real, seen = os.mkdir, []
+
+    def mkdir(path):
+        seen.append(path)
+        if len(seen) == 1:
+            raise FileExistsError(path)
+        real(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    Directories(str(tmp_path), os.fsync).make(str(tmp_path / "a"))
+    assert (tmp_path / "a").is_dir()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_what_is_no_directory_is_said(tmp_path, dangling):
+    path = tmp_path / "a"
+    path.symlink_to(tmp_path / "nowhere") if dangling else path.touch()
+    with pytest.raises(NotADirectoryError, match="a file stands where a directory is needed"):
+        Directories(str(tmp_path), os.fsync).make(str(path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 
 from holdfast.tiers.contract import TEMPORARY
@@ -37,9 +39,7 @@ class Directories:
             try:
                 return os.mkdir(path)
             except FileExistsError:
-                if not os.path.isdir(path) and os.path.lexists(path):
-                    raise NotADirectoryError(20, "a file stands where a directory is needed", path) from None
-                if os.path.isdir(path):
+                if _is_directory(path):
                     return
             except FileNotFoundError:
                 if path == self._root:
@@ -80,6 +80,20 @@ class Directories:
                 return
             self._durable.pop(path, None)
             path = os.path.dirname(path)
+
+
+def _is_directory(path: str) -> bool:
+    """Whether a directory stands there, by one look; False when what stood there has gone.
+
+    Raises: NotADirectoryError when something else does.
+    """
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return True
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            return False
+    raise NotADirectoryError(errno.ENOTDIR, "a file stands where a directory is needed", path)
 
 
 def walk(root: str, prefix: str) -> Iterator[tuple[str, int]]:

@@ -127,7 +127,6 @@ def test_a_tier_that_outlives_the_one_with_the_claims_still_loads(place):
                 ckpt.save(next_step, filled(next_step))
 
 
-@pytest.mark.xfail(reason="the new agent sometimes finds its attempt again only when the trainer ends", strict=False)
 def test_saves_go_on_when_an_agent_has_to_start_while_the_only_file_tier_is_gone(place):
     mount, away = place.home.parent / "mnt", place.home.parent / "away"
     mount.mkdir()

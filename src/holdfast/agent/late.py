@@ -8,11 +8,11 @@ from collections.abc import Callable
 from holdfast.errors import HoldfastError, TierUnavailableError
 from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers.contract import Capabilities, Tier
-from holdfast.tiers.wrappers.base import WrappedTier
+from holdfast.tiers.wrappers import Retry, RetryPolicy
 
 
-class LateTier(WrappedTier):
-    """Tries to open the tier at every use, and fails as unavailable until it can.
+class LateTier(Retry):
+    """Tries to open the tier at every use, again like any call that fails, and is unavailable until it can.
 
     Invariant: the tier is opened once.
     Threads: any.
@@ -20,7 +20,7 @@ class LateTier(WrappedTier):
 
     def __init__(self, name: str, scope: Scope, opens: Callable[[], Tier]) -> None:
         # Not that of the base: there is no tier underneath yet.
-        self.name = name
+        self.name, self.policy = name, RetryPolicy()
         # A cautious guess, until the tier says.
         self.capabilities = Capabilities(
             scope=scope,

@@ -101,7 +101,10 @@ class Shelf:
         self._settings = settings
 
     def _open(self, rule: TierRule) -> Tier:
-        return Retry(open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name))
+        return Retry(self._open_once(rule))
+
+    def _open_once(self, rule: TierRule) -> Tier:
+        return open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
 
     def _open_or_later(self, rule: TierRule) -> Tier:
         """An agent that follows one that died keeps and loads memory, whatever became of a tier meanwhile."""
@@ -109,7 +112,8 @@ class Shelf:
             return self._open(rule)
         except HoldfastError as e:
             log.error("tier %s is not used until it can be opened: %s", rule.name, e.message)
-            return LateTier(rule.name, rule.scope, lambda: self._open(rule))
+            # Opening is tried again like any other call, else a flush that begins at once fails for good.
+            return LateTier(rule.name, rule.scope, lambda: self._open_once(rule))
 
     def _install(self, rule: TierRule, tier: Tier) -> None:
         if rule.name in self.tiers:

@@ -25,7 +25,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store.blocks import aligned_buffer
 from holdfast.store.catalog import read_manifest
 from holdfast.store.fetch import fetch_image
-from holdfast.store.flush import flush_image, flush_while_sealed
+from holdfast.store.flush import Source, flush_image, flush_while_sealed
 from holdfast.store.quarantine import quarantine
 from holdfast.store.verify import verify_checkpoint, verify_image
 from holdfast.tiers.contract import read_all
@@ -82,7 +82,7 @@ def test_an_image_is_flushed_while_it_is_sealed_its_table_last(tier, big, worker
         buffer[start:] = big.data[start:]
         return big.record
 
-    assert flush_while_sealed(faults, big.record.id, memoryview(buffer), workers, final_bytes=start, sealed=sealed)
+    assert flush_while_sealed(faults, Source(big.record.id, memoryview(buffer), start, sealed), workers)
     assert written == [2], "all parts but the one with the table"
     assert read_all(tier, big.key) == big.data
 
@@ -94,7 +94,7 @@ def test_an_image_that_cannot_be_sealed_never_appears(tmp_path, big, workers):
         raise CorruptError("no image")
 
     with pytest.raises(CorruptError, match="no image"):
-        flush_while_sealed(tier, big.record.id, memoryview(big.data), workers, final_bytes=4096, sealed=sealed)
+        flush_while_sealed(tier, Source(big.record.id, memoryview(big.data), 4096, sealed), workers)
     assert [p for p in (tmp_path / "t").rglob("*") if p.is_file()] == []
 
 

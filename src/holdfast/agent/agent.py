@@ -41,6 +41,7 @@ _IDLE_POLL_S = 0.1
 _WATCH_EVERY = 4
 """Look whether trainers live every so many polls: it reads /proc."""
 _ERRORS_KEPT = 100
+_REPORT = "this is a defect; see agent.log"
 
 
 class Agent:
@@ -184,6 +185,9 @@ class Agent:
             await work
         except HoldfastError as e:
             self.reported(e.to_dict())
+        except Exception as e:
+            log.exception("a defect")
+            self.reported(HoldfastError(f"a defect in the agent: {type(e).__name__}: {e}", hint=_REPORT).to_dict())
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Run what blocks in the shelf's pool."""

@@ -23,6 +23,7 @@ from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
 from holdfast.model.identity import CheckpointId
 from holdfast.model.image import ImageHeader, ImageRecord
+from holdfast.store.flush import Source
 from holdfast.wire.pages import SlotState, barrier
 
 log = logging.getLogger("holdfast.agent")
@@ -226,11 +227,11 @@ class Executor:
 
         def upload() -> None:
             if record is not None:
-                final_bytes, sealed = len(image), lambda: record
+                source = Source(action.image, image, len(image), lambda: record)
             else:
                 assert sealing is not None, "an image without record is being sealed"
-                final_bytes, sealed = final_while_sealed(image, self._headers), sealing.result
-            self._shelf.upload(action.tier, action.image, image, final_bytes=final_bytes, sealed=sealed)
+                source = Source(action.image, image, final_while_sealed(image, self._headers), sealing.result)
+            self._shelf.upload(action.tier, source)
 
         self._offload(
             self._shelf.uploads(action.tier),

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,17 +215,13 @@ class Shelf:
         return fetch.fetch_image(self.tiers[tier], record, room, self._parts[tier])
 
     # -- flush, commit, delete ----------------------------------------------------------------------------------------
-    def upload(
-        self, tier: str, image: ImageId, buffer: memoryview, *, final_bytes: int, sealed: Callable[[], ImageRecord]
-    ) -> None:
-        """Flush an image, `final_bytes` of it at once and the rest when `sealed()` has returned."""
+    def upload(self, tier: str, source: flush.Source) -> None:
+        """Flush an image. Raises: see store.flush."""
         began = time.monotonic()
-        flush.flush_while_sealed(
-            self.tiers[tier], image, buffer, self._parts[tier], final_bytes=final_bytes, sealed=sealed
-        )
+        flush.flush_while_sealed(self.tiers[tier], source, self._parts[tier])
         with self._lock:
             n_bytes, seconds = self.flushed.get(tier, (0, 0.0))
-            self.flushed[tier] = (n_bytes + len(buffer), seconds + time.monotonic() - began)
+            self.flushed[tier] = (n_bytes + len(source.buffer), seconds + time.monotonic() - began)
 
     def check_whole(self, checkpoint: CheckpointId, images: tuple[KnownImage, ...], first: memoryview | None) -> None:
         """Build the manifest: proves that the images cover every tensor. It is kept for the commits.

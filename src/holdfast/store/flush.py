@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from holdfast.errors import AlreadyExistsError, CorruptError, NotFoundError
 from holdfast.format import names
@@ -16,6 +17,22 @@ from holdfast.store.verify import verify_image
 from holdfast.tiers.contract import Buffer, Tier
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image in memory whose block table may still be filled while it is flushed: the table goes last.
+
+    Attributes:
+        buffer: the whole image; not looked at any more once the flush has returned, also by an exception.
+        final_bytes: how much from the front will not change any more.
+        sealed: waits for the table; its error ends the flush, and nothing appears on the tier.
+    """
+
+    image: ImageId
+    buffer: Buffer
+    final_bytes: int
+    sealed: Callable[[], ImageRecord]
+
+
 def flush_image(
     tier: Tier,
     record: ImageRecord,
@@ -25,11 +42,21 @@ def flush_image(
     progress: Progress = no_progress,
     replace: bool = False,
 ) -> bool:
+    """Write a whole image to a tier; else as `flush_while_sealed`."""
+    if len(buffer) != record.size_bytes:
+        raise ValueError(f"a buffer of {len(buffer)} bytes for an image of {record.size_bytes}")
+    source = Source(record.id, buffer, len(buffer), lambda: record)
+    return flush_while_sealed(tier, source, pool, progress=progress, replace=replace)
+
+
+def flush_while_sealed(
+    tier: Tier, source: Source, pool: Executor, *, progress: Progress = no_progress, replace: bool = False
+) -> bool:
     """Write an image to a tier. Returns whether it was written.
 
     False: the same bytes stood there already, and were read back to prove it.
 
-    Must not run on `pool` itself. `buffer` is not looked at any more on return, also by an exception.
+    Must not run on `pool` itself.
 
     Args:
         replace: put a good copy in the place of a bad one, and release it from quarantine (repair).
@@ -38,65 +65,23 @@ def flush_image(
 
     Raises: CorruptError when other bytes stand under the key; TierError. A failed flush leaves nothing on the tier.
     """
-    if len(buffer) != record.size_bytes:
-        raise ValueError(f"a buffer of {len(buffer)} bytes for an image of {record.size_bytes}")
-    return flush_while_sealed(
-        tier,
-        record.id,
-        buffer,
-        pool,
-        final_bytes=len(buffer),
-        sealed=lambda: record,
-        progress=progress,
-        replace=replace,
-    )
-
-
-def flush_while_sealed(  # noqa: PLR0913  flush_image, in two steps
-    tier: Tier,
-    image: ImageId,
-    buffer: Buffer,
-    pool: Executor,
-    *,
-    final_bytes: int,
-    sealed: Callable[[], ImageRecord],
-    progress: Progress = no_progress,
-    replace: bool = False,
-) -> bool:
-    """Like `flush_image`, for an image whose block table is still being filled: the table goes last.
-
-    Args:
-        final_bytes: how much from the front will not change any more.
-        sealed: waits for the table; its error ends the flush, and nothing appears on the tier.
-    """
-    key = names.image_key(image)
-    if not replace and _stands(tier, key):
-        _prove(tier, sealed())
+    if not replace and _stands(tier, names.image_key(source.image)):
+        _prove(tier, source.sealed())
         return False
     try:
-        _upload(tier, key, buffer, pool, progress, replace, final_bytes=final_bytes, sealed=sealed)
+        _upload(tier, source, pool, progress, if_absent=not replace)
     except AlreadyExistsError:
-        _prove(tier, sealed())
+        _prove(tier, source.sealed())
         return False
     if replace:
-        release(tier, image)
+        release(tier, source.image)
     return True
 
 
-def _upload(  # noqa: PLR0913
-    tier: Tier,
-    key: str,
-    buffer: Buffer,
-    pool: Executor,
-    progress: Progress,
-    replace: bool,
-    *,
-    final_bytes: int,
-    sealed: Callable[[], ImageRecord],
-) -> None:
-    part_bytes = tier.capabilities.part_bytes
-    early = final_bytes - final_bytes % part_bytes
-    upload = tier.upload(key, len(buffer))
+def _upload(tier: Tier, source: Source, pool: Executor, progress: Progress, *, if_absent: bool) -> None:
+    buffer, part_bytes = source.buffer, tier.capabilities.part_bytes
+    early = source.final_bytes - source.final_bytes % part_bytes
+    upload = tier.upload(names.image_key(source.image), len(buffer))
 
     def part(begin: int) -> None:
         data = buffer[begin : begin + part_bytes]
@@ -105,9 +90,9 @@ def _upload(  # noqa: PLR0913
 
     try:
         run_parts(pool, part, range(0, early, part_bytes))
-        sealed()
+        source.sealed()
         run_parts(pool, part, range(early, len(buffer), part_bytes))
-        upload.publish(if_absent=not replace)
+        upload.publish(if_absent=if_absent)
     except BaseException:
         upload.abort()
         raise

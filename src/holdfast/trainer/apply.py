@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import CorruptError, LoadError, StructureError
+from holdfast.errors import CorruptError, LoadError
 from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.trainer.differences import Differences
 from holdfast.trainer.fill import Segment, fill
 from holdfast.trainer.match import Matcher
 from holdfast.trainer.move import is_plain_memory
@@ -21,6 +22,7 @@ from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
+from holdfast.trainer.selection import Selection
 from holdfast.trainer.stage import copy, rectangle, views_of
 from holdfast.trainer.values import dtype_of
 from holdfast.trainer.walk import DICTS, Walk
@@ -36,11 +38,17 @@ class LoadPlan:
 
     Attributes:
         reads: the bytes that `run` will look at, sorted, near ones merged.
+        differences: what is not loaded, where that was allowed.
     """
 
     def __init__(
-        self, sources: Sequence[Source], copies: list[tuple[torch.Tensor, SavedTensor]], builds: list[Build]
+        self,
+        sources: Sequence[Source],
+        copies: list[tuple[torch.Tensor, SavedTensor]],
+        builds: list[Build],
+        differences: Differences,
     ) -> None:
+        self.differences = differences
         self._sources = sources
         self._builds = builds
         self._copies = [(live, source, entry) for live, found in copies for source, entry in found.pieces()]
@@ -118,26 +126,24 @@ def plan_load(
 
     Args:
         sources: all images of one checkpoint. Only their plain values are read here.
-        strict: whether everything on one side must be on the other.
-        only: keys of the state to fill; None: all.
+        strict: whether everything on one side must be on the other, and alike. If not, what fits is filled and the
+            rest stands in the plan's `differences`.
+        only: keys of the state to fill, or dotted names below them; None: all.
 
     Raises:
-        StructureError: naming everything missing, unexpected or different.
+        StructureError: naming what is missing, unexpected or different; unless `strict` only if nothing fits at all.
         UnsupportedValueError: the state holds something that cannot be saved.
         CorruptError: the images contradict each other, or do not hold every byte.
     """
     live = Walk({}, {}, ask=False).run(state)
     picture = Picture.of(live.blocks)
     picture.tensors_of(picture.structure())  # refuses what could not have been saved
-    absent = [key for key in only or () if key not in state]
-    if absent:
-        raise StructureError(f"the state has no {', '.join(map(repr, absent))}", hint="`only` names keys of the state")
-    matcher = Matcher(Saved(sources), live, rank=rank, world_size=world_size)
-    builds = matcher.top(state, state if only is None else only)
-    matcher.note_unexpected(only)
+    matcher = Matcher(Saved(sources), live, rank=rank, world_size=world_size, selection=Selection(only))
+    builds = matcher.top(state)
+    matcher.note_unexpected()
     copies = _once_each(matcher)
-    matcher.differences.check(strict=strict)
-    return LoadPlan(sources, copies, builds)
+    matcher.differences.check(fits=matcher.fits, strict=strict)
+    return LoadPlan(sources, copies, builds, matcher.differences)
 
 
 def plains_needed(
@@ -177,9 +183,8 @@ def _once_each(matcher: Matcher) -> list[tuple[torch.Tensor, SavedTensor]]:
             first[key] = found
             copies.append((live, found))
         elif first[key] is not found:
-            matcher.differences.different.append(
-                f"{found.fqn} (shares its memory with {first[key].fqn} here, not in the checkpoint)"
-            )
+            there = "a tensor of its own"
+            matcher.differences.note("other", found.fqn, f"shares its memory with {first[key].fqn}", there)
     return copies
 
 

@@ -17,6 +17,7 @@ from holdfast.errors import (
     from_dict,
 )
 from holdfast.policy.schedule import due_tiers
+from holdfast.trainer.differences import warn_of
 from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
 from holdfast.trainer.plan import StagePlan
@@ -40,7 +41,8 @@ class Checkpointer:
         group: the ranks that save together; None is the default process group, or this process alone.
 
     Attributes:
-        last_load: what the last `load` found and from which tiers its bytes came; None when there was nothing.
+        last_load: what the last `load` found, from which tiers its bytes came, and `differences` it passed over. None:
+            there was nothing.
 
     Raises:
         ConfigError, RunBusyError, AgentError, DeadlineError: on all ranks.
@@ -97,12 +99,12 @@ class Checkpointer:
     def load(self, state: dict[str, Any], *, step: int | None = None, strict: bool = True) -> int | None:
         """Load the newest loadable step (or `step` of the lineage) into `state`, in place, on all ranks.
 
-        Collective. Claims nothing and writes nothing on any tier. `strict=False` takes what both sides have; what is on
-        both sides and does not match is still an error.
+        Collective. Claims nothing and writes nothing on any tier. `strict=False` takes what fits, warns of the rest and
+        lists it in `last_load.differences`; nothing is converted or cut.
 
         Returns: the step, or None when the home holds no attempt, manifest or image.
         Raises: LoadError when something is there and nothing (or not that step) loads; StructureError when state and
-            checkpoint differ, before anything is copied; DeadlineError.
+            checkpoint differ (with `strict=False`: when nothing fits), before anything is copied; DeadlineError.
         """
         self._check_open()
         loader = Loader(self._session, self._ranks)
@@ -111,6 +113,9 @@ class Checkpointer:
         if loaded is not None or step is None:
             self._saves.stand_on(loaded)
         self.prepare(state)
+        if self.last_load is not None:
+            # Last: a warning that is made an error must not leave the other ranks alone in a collective.
+            warn_of(self.last_load.differences, loaded, stacklevel=3)
         return None if loaded is None else loaded.step
 
     def save(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from holdfast.format.header import parse_header
 from holdfast.format.image import block_of, check_block, check_table
 from holdfast.model.identity import CheckpointId
 from holdfast.trainer.apply import LoadPlan, Source, plan_load
+from holdfast.trainer.differences import Differences
 from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.session import Session
@@ -42,10 +43,11 @@ class _Bad:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a load found, and how many bytes of its images came from which tier."""
+    """What a load found, how many bytes of its images came from which tier, and what `strict=False` passed over."""
 
     checkpoint: CheckpointId
     bytes_by_tier: dict[str, int]
+    differences: Differences = field(default_factory=Differences)
 
     def __str__(self) -> str:
         return f"{self.checkpoint} from {', '.join(f'{t} ({format_bytes(n)})' for t, n in self.bytes_by_tier.items())}"
@@ -83,7 +85,7 @@ class Loader:
                     return None
                 raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
             if self._take(talk, found.checkpoint, state, strict):
-                loaded = Loaded(found.checkpoint, self._bytes_by_tier)
+                loaded = Loaded(found.checkpoint, self._bytes_by_tier, self._differences)
                 if found.problems or self.notes:
                     passed_over = "; ".join([*found.problems, *self.notes])
                     log.warning("loaded %s; passed over: %s", found.checkpoint, passed_over)
@@ -115,6 +117,7 @@ class Loader:
             self._touched = True
             if self._all_good(talk, self._fill(talk, plan, images)):
                 talk.each(plan.finish)
+                self._differences = plan.differences
                 return True
         return False
 

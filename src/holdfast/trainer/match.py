@@ -5,7 +5,7 @@ Matching a value answers a `Build`: called after all tensors were copied, it put
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,15 +17,14 @@ from torch.optim import Optimizer
 from holdfast.format.plain import TensorRef
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.match_optimizer import match_optimizer
+from holdfast.trainer.match_part import match_part
 from holdfast.trainer.modules import loads_itself, state_dict_of
 from holdfast.trainer.per_rank import PerRank
-from holdfast.trainer.placing import Build, adopt, give, put, refill, replace, set_mark
+from holdfast.trainer.placing import MISSING, Build, adopt, give, put, refill, replace, set_mark
 from holdfast.trainer.saved import OWN_PATHS, Saved, SavedTensor
+from holdfast.trainer.selection import Selection
 from holdfast.trainer.values import GeneratorState, dtype_name, dtype_of
 from holdfast.trainer.walk import DICTS, Walk, is_stateful, rebuild
-
-MISSING: Any = object()
-"""The checkpoint has no value here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +41,16 @@ class Matcher:
     Attributes:
         copies: (live tensor, what it gets).
         created: tensors allocated for what has no live counterpart, by rank of the scope and name.
+        unfit: ids of live tensors that the checkpoint has nothing for; their optimizer state is not taken either.
     """
 
-    def __init__(self, saved: Saved, live: Walk, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self, saved: Saved, live: Walk, *, rank: int, world_size: int, selection: Selection | None = None
+    ) -> None:
         self.saved = saved
+        self.selection = selection if selection is not None else Selection(None)
         self.differences = Differences()
+        self.unfit: set[int] = set()
         self.copies: list[tuple[torch.Tensor, SavedTensor]] = []
         self.created: dict[tuple[int | None, str], torch.Tensor] = {}
         self._modules, self._optimizers = live.modules, live.optimizers
@@ -54,24 +58,39 @@ class Matcher:
         self._shared = Scope(None, saved.tree(0))
         self._used: set[tuple[int | None, str]] = set()
         self._seen_paths: set[str] = set()
+        self._fitting = 0
+        self._late: list[Callable[[], None]] = []
 
-    def top(self, state: dict[str, Any], keys: Iterable[str]) -> list[Build]:
-        """Match these keys of the state."""
-        return [partial(put, state, key, self.item(key, state[key], self._shared)) for key in keys]
+    def top(self, state: dict[str, Any]) -> list[Build]:
+        """Match what is asked for of the state."""
+        keys = [key for key in state if self.selection.reaches(key)]
+        builds: list[Build] = [partial(put, state, key, self.item(key, state[key], self._shared)) for key in keys]
+        for match in self._late:
+            match()
+        self.selection.require([*self._seen_paths, *(name for _, name in self._used), *state])
+        return builds
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything of the checkpoint has a place in the state; where that has tensors, at least one of them."""
+        return bool(self.copies) or (self._fitting > 0 and not self.unfit)
 
     def item(self, path: str, x: Any, scope: Scope) -> Build:
         """Match what stands at a path of its own."""
         value = self._take(path, scope)
         if scope.rank is None and self.saved.is_own(path) and not isinstance(x, PerRank):
-            self.differences.different.append(f"{path} (marked per_rank in the checkpoint, not here)")
-        if value is MISSING and not self._has_own_path(x) and not _holds_items(x):
-            self.differences.missing.append(path)
+            self.differences.note("other", path, "not marked per_rank", "marked")
+            return lambda: x
+        if value is MISSING and not self.is_more(x):
+            self.differences.note("missing", path, form_of(x))
             return lambda: x
         return self.value(path, x, value, scope)
 
     def _take(self, path: str, scope: Scope) -> Any:
         self._seen_paths.add(path)
-        return scope.tree.get(path, MISSING)
+        value = scope.tree.get(path, MISSING)
+        self._fitting += value is not MISSING and not isinstance(value, TensorRef)
+        return value
 
     # -- values -------------------------------------------------------------------------------------------------------
     def value(self, path: str, x: Any, value: Any, scope: Scope) -> Build:  # noqa: PLR0911  (one per kind of thing)
@@ -86,6 +105,8 @@ class Matcher:
             return self._optimizer(path, x, scope)
         if is_stateful(x):
             return self._stateful(path, x, scope)
+        if not self.selection.takes(path):
+            return match_part(self, path, x, value, scope)
         if value is MISSING:
             return self._kept(path, x, scope)
         if type(x) in DICTS and type(value) in DICTS:
@@ -93,30 +114,50 @@ class Matcher:
         if type(x) in (list, tuple) and type(value) in (list, tuple):
             return self._sequence(path, x, value, scope)
         if isinstance(x, torch.Generator) and isinstance(value, GeneratorState):
-            return lambda: value.restore(x)
+            return self._generator(path, x, value)
         if _holds_items(x):
-            self.differences.different.append(f"{path} ({type(value).__name__} in the checkpoint)")
+            self.differences.note("other", path, f"a {type(x).__name__} of tensors or items", form_of(value))
+            return lambda: x
         return self.new(value, scope)
+
+    def _generator(self, path: str, x: torch.Generator, value: GeneratorState) -> Build:
+        if x.device.type != torch.device(value.device).type:
+            self.differences.note("other", path, f"a generator of {x.device}", f"one of {value.device}")
+            return lambda: x
+        return lambda: value.restore(x)
 
     def _tensor_value(self, path: str, x: torch.Tensor, value: Any, scope: Scope) -> Build:
         if isinstance(value, TensorRef):
             self.tensor(value.fqn, x, scope)
-        elif value is MISSING:
-            self.differences.missing.append(path)
         else:
-            self.differences.different.append(f"{path} (a tensor here, {type(value).__name__} in the checkpoint)")
+            self.unfit.add(id(x))
+            if value is MISSING:
+                self.differences.note("missing", path, form_of(x))
+            else:
+                self.differences.note("other", path, "a tensor", form_of(value))
         return lambda: x
 
     def tensor(self, name: str, live: torch.Tensor, scope: Scope) -> None:
         """Have `live` filled from the tensor of that name."""
+        if not self.selection.takes(name):
+            return
         found = self.use(name, scope)
-        if found is None:
-            self.differences.missing.append(name)
-        elif (found.shape, found.dtype) != (tuple(live.shape), dtype_name(live.dtype)):
-            here = f"{dtype_name(live.dtype)} {list(live.shape)}"
-            self.differences.different.append(f"{name} ({here} here, {found} in the checkpoint)")
-        else:
+        if found is not None and self.same_form(name, live, found):
             self.copies.append((live, found))
+            return
+        self.unfit.add(id(live))
+        if found is None:
+            self.differences.note("missing", name, form_of(live))
+
+    def same_form(self, name: str, live: torch.Tensor, found: SavedTensor) -> bool:
+        """Whether shape and dtype are the same; else that is noted."""
+        if found.shape != tuple(live.shape):
+            self.differences.note("shape", name, form_of(live), str(found))
+        elif found.dtype != dtype_name(live.dtype):
+            self.differences.note("dtype", name, form_of(live), str(found))
+        else:
+            return True
+        return False
 
     def use(self, name: str, scope: Scope) -> SavedTensor | None:
         """The saved tensor of that name, which now counts as expected."""
@@ -128,7 +169,7 @@ class Matcher:
         if isinstance(value, TensorRef):
             found = self.use(value.fqn, scope)
             if found is None:
-                self.differences.missing.append(value.fqn)
+                self.differences.note("missing", value.fqn)
                 return lambda: None
             tensor = self.create(found, scope, torch.device("cpu"))
             return lambda: tensor
@@ -158,8 +199,9 @@ class Matcher:
         return self.created[key]
 
     # -- containers ---------------------------------------------------------------------------------------------------
-    def _has_own_path(self, x: Any) -> bool:
-        return isinstance(x, (PerRank, Module, Optimizer, torch.Tensor)) or is_stateful(x)
+    def is_more(self, x: Any) -> bool:
+        """Whether it is a tensor or an item with a path of its own, or holds one: more than a plain value."""
+        return isinstance(x, (PerRank, Module, Optimizer, torch.Tensor)) or is_stateful(x) or _holds_items(x)
 
     def _kept(self, path: str, x: Any, scope: Scope) -> Build:
         """What the checkpoint's container has no place for: only items and tensors in it matter."""
@@ -176,7 +218,7 @@ class Matcher:
             at = f"{path}.{key}"
             builds.append((key, self.new(saved, scope) if here is MISSING else self.value(at, here, saved, scope)))
         for key, here in x.items():
-            if key not in value and (self._has_own_path(here) or _holds_items(here)):
+            if key not in value and self.is_more(here):
                 builds.append((key, self.value(f"{path}.{key}", here, MISSING, scope)))
         return partial(refill, x, builds)
 
@@ -185,7 +227,7 @@ class Matcher:
         for i, saved in enumerate(value):
             builds.append(self.value(f"{path}.{i}", x[i], saved, scope) if i < len(x) else self.new(saved, scope))
         for i in range(len(value), len(x)):
-            if self._has_own_path(x[i]) or _holds_items(x[i]):
+            if self.is_more(x[i]):
                 builds.append(self.value(f"{path}.{i}", x[i], MISSING, scope))
         if type(x) is tuple:
             return lambda: tuple(build() for build in builds)
@@ -194,8 +236,10 @@ class Matcher:
     # -- items --------------------------------------------------------------------------------------------------------
     def _stateful(self, path: str, x: Any, scope: Scope) -> Build:
         value = self._take(path, scope)
+        if not self.selection.takes(path):
+            raise self.selection.whole(path, f"the {type(x).__name__}")
         if value is MISSING:
-            self.differences.missing.append(path)
+            self.differences.note("missing", path, form_of(x))
             return lambda: x
         build = self.new(value, scope)
 
@@ -221,10 +265,12 @@ class Matcher:
         for key, x in content.items():
             if isinstance(x, torch.Tensor):
                 self.tensor(names[key], x, scope)
+            elif not self.selection.takes(names[key]):
+                continue
             elif isinstance(saved, dict) and names[key] in saved:
                 rest[key] = self.new(saved[names[key]], scope)
             else:
-                self.differences.missing.append(names[key])
+                self.differences.note("missing", names[key], form_of(x))
 
         def load() -> Any:
             for key, x in content.items():
@@ -236,11 +282,16 @@ class Matcher:
 
     def _optimizer(self, path: str, optimizer: Optimizer, scope: Scope) -> Build:
         saved = self._take(path, scope)
+        if not self.selection.takes(path):
+            raise self.selection.whole(path, "the optimizer")
         if saved is MISSING:
-            self.differences.missing.append(path)
+            self.differences.note("missing", path, form_of(optimizer))
             return lambda: optimizer
         named = self._optimizers[path, scope.rank is not None].named
-        return match_optimizer(self, named, saved, scope)
+        matched: list[Build] = []
+        # Last: the state of a parameter is taken only with the parameter, whose module may stand behind.
+        self._late.append(lambda: matched.append(match_optimizer(self, named, saved, scope)))
+        return lambda: matched[0]()  # noqa: PLW0108  it is not matched yet
 
     # -- per rank -----------------------------------------------------------------------------------------------------
     def _per_rank(self, path: str, mark: PerRank) -> Build:
@@ -257,9 +308,7 @@ class Matcher:
         self._seen_paths.add(path)
         policy = mark.on_resize
         if policy == "error" or (isinstance(mark.value, (Module, Optimizer)) and policy != "drop"):
-            self.differences.different.append(
-                f"{path} (per_rank, saved by {before} ranks, now {now}: say what to do with on_resize)"
-            )
+            self.differences.note("other", path, f"per_rank of {now} ranks without on_resize", f"of {before} ranks")
         if not callable(policy) or isinstance(mark.value, (Module, Optimizer)):
             return lambda: mark.value
         scopes = [Scope(rank, self.saved.tree(rank)) for rank in range(before)]
@@ -267,20 +316,26 @@ class Matcher:
         return lambda: adopt(path, mark.value, give(path, policy, [b() for b in parts], self._rank, now))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
-    def note_unexpected(self, only: Collection[str] | None) -> None:
+    def seen(self, path: str) -> None:
+        """What the checkpoint has at this path is expected."""
+        self._seen_paths.add(path)
+
+    def note_unexpected(self) -> None:
         """Names of the checkpoint that nothing in the state asked for."""
-        wanted = partial(_below, only)
         names = [n for n in (*self.saved.shared, *self.saved.aliases) if (None, n) not in self._used]
         own = self.saved.own.get(self._rank, {}) if self.saved.world_size == self._world_size else {}
         names += [n for n in own if (self._rank, n) not in self._used]
         paths = [p for p in self.saved.shared_paths() if p not in self._seen_paths]
         paths += [p for p in self.saved.tree(0).get(OWN_PATHS, []) if p not in self._seen_paths]
-        found = dict.fromkeys(n for n in (*names, *paths) if wanted(n))
-        self.differences.unexpected += list(found)
+        for name in dict.fromkeys(n for n in (*names, *paths) if self.selection.takes(n)):
+            self.differences.note("unexpected", name, there=str(self.saved.find(name, None) or ""))
 
 
-def _below(only: Collection[str] | None, name: str) -> bool:
-    return only is None or any(name == key or name.startswith(f"{key}.") for key in only)
+def form_of(x: Any) -> str:
+    """What something is, in words."""
+    if isinstance(x, torch.Tensor):
+        return f"{dtype_name(x.dtype)} {list(x.shape)}"
+    return "a tensor" if isinstance(x, TensorRef) else type(x).__name__
 
 
 def _holds_items(x: Any) -> bool:

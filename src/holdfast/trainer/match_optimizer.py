@@ -2,11 +2,15 @@
 
 Missing state is allocated from what the images hold, without a step. After the load the optimizer has exactly the
 state that was saved: an entry that the checkpoint does not have is gone.
+
+Where differences are passed over, a parameter gets its whole state or none: entries of different ages (a step count
+without its averages) would be worse than a fresh start. One that was not filled itself starts empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +41,35 @@ def match_optimizer(matcher: Matcher, named: Named, saved: Any, scope: Scope) ->
     return partial(_install, named.optimizer, settings, entries)
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """One parameter: what was saved of its state, tensors and others, and what the optimizer has or will make."""
+
+    name: str
+    parameter: torch.Tensor
+    tensors: Mapping[str, SavedTensor]
+    rest: Mapping[str, Any]
+    expected: Entries
+
+    @property
+    def keys(self) -> list[str]:
+        return [*self.tensors, *self.rest]
+
+
 class _Work:
     def __init__(self, matcher: Matcher, named: Named, groups: list[dict[str, Any]], scope: Scope) -> None:
         self.matcher, self.named, self.groups, self.scope = matcher, named, groups, scope
+        self.notes = matcher.differences
         self.group_of = {name: g for g, group in enumerate(groups) for name in group.get("params", [])}
-        live = {name for names in named.groups for name in names}
+        live = dict.fromkeys(name for names in named.groups for name in names)
         at = f"{named.path}.{GROUPS}"
-        matcher.differences.missing += [f"{at}: {name}" for name in live - self.group_of.keys()]
-        matcher.differences.unexpected += [f"{at}: {name}" for name in self.group_of if name not in live]
+        new = [name for name in live if name not in self.group_of]
+        gone = [name for name in self.group_of if name not in live]
+        for name in new:
+            self.notes.note("missing", f"{at}: {name}")
+        for name in gone:
+            self.notes.note("unexpected", f"{at}: {name}")
+        self.changed = bool(new or gone)
 
     def settings(self) -> Iterator[tuple[dict[str, Any], dict[str, Build]]]:
         """For each live group, what its settings become."""
@@ -67,9 +92,8 @@ class _Work:
             return self.groups[g] if g < len(self.groups) else {}
         found = [self.groups[i] for i in dict.fromkeys(self.group_of[n] for n in names if n in self.group_of)]
         if len({values.encode({k: v for k, v in f.items() if k not in _OF_THIS_PROCESS}) for f in found}) > 1:
-            self.matcher.differences.different.append(
-                f"{self.named.path}.{GROUPS}.{g} (its parameters were in groups with different settings)"
-            )
+            self.notes.note("other", f"{self.named.path}.{GROUPS}.{g}", "one group", "groups with different settings")
+            return {}
         return found[0] if found else {}
 
     def _setting(self, path: str, live: Any, value: Any) -> Build:
@@ -79,23 +103,46 @@ class _Work:
 
     # -- state --------------------------------------------------------------------------------------------------------
     def state(self, plain: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, dict[str, Build]]]:
-        """For each parameter that the checkpoint knows, its state entries."""
+        """For each parameter, its state entries; none where the checkpoint has none that fit."""
         tensors = self._saved_tensors()
         foretold = forecast(self.named.optimizer)
         for name, parameter, g in self.named.parameters():
-            if name not in self.group_of:
-                continue
             live: Entries = self.named.optimizer.state.get(parameter) or {}
             expected = live or (foretold or {}).get(parameter, {})
-            rest = plain.get(name, {})
+            one = _State(name, parameter, tensors.get(name, {}), plain.get(name, {}), expected)
+            unfit = self._unfit(one, foretold=foretold is not None)
+            if unfit:
+                self._pass_over(one, unfit)
+                yield parameter, {}
+                continue
             builds: dict[str, Build] = {}
-            mine = tensors.get(name, {})
-            for key in sorted(mine, key=_order(expected)):
+            for key in sorted(one.tensors, key=_order(expected)):
                 builds[key] = self._entry(name, key, parameter, self.named.optimizer.param_groups[g], expected.get(key))
-            builds |= {key: self.matcher.new(value, self.scope) for key, value in rest.items()}
-            if foretold is not None and builds:
-                self._compare_keys(name, expected, builds)
+            builds |= {key: self.matcher.new(value, self.scope) for key, value in one.rest.items()}
             yield parameter, builds
+
+    def _unfit(self, one: _State, *, foretold: bool) -> str:
+        """Why a parameter cannot take its saved state, in words; empty when it can."""
+        if one.name not in self.group_of:
+            return "the parameter is new"
+        if id(one.parameter) in self.matcher.unfit:
+            return "the parameter is not loaded"
+        # LBFGS keeps one state for all of its parameters, and others that cannot be foretold may do so too.
+        if not foretold and (self.changed or any(id(p) in self.matcher.unfit for _, p, _ in self.named.parameters())):
+            return "other parameters are not the same"
+        forms = [
+            self.matcher.same_form(self.named.state_name(one.name, key), entry, one.tensors[key])
+            for key, entry in one.expected.items()
+            if isinstance(entry, torch.Tensor) and key in one.tensors
+        ]
+        same_keys = not foretold or self._compare_keys(one)
+        return "" if all(forms) and same_keys else "not all of it fits"
+
+    def _pass_over(self, one: _State, why: str) -> None:
+        for key in one.tensors:  # not told a second time, as only in the checkpoint
+            self.matcher.use(self.named.state_name(one.name, key), self.scope)
+        if one.keys:
+            self.notes.note("state", f"{self.named.path}.{STATE}.{one.name}", why, ", ".join(map(str, one.keys)))
 
     def _saved_tensors(self) -> dict[str, dict[str, SavedTensor]]:
         """The tensors among the saved entries, by parameter and key."""
@@ -119,19 +166,21 @@ class _Work:
                 return lambda: live
         found = self.matcher.use(fqn, self.scope)
         assert found is not None
-        if isinstance(expected, torch.Tensor) and (tuple(expected.shape), values.dtype_name(expected.dtype)) != (
-            found.shape,
-            found.dtype,
-        ):
-            here = f"{values.dtype_name(expected.dtype)} {list(expected.shape)}"
-            self.matcher.differences.different.append(f"{fqn} ({here} here, {found} in the checkpoint)")
         made = self.matcher.create(found, self.scope, _device(key, parameter, group, expected), like=parameter)
         return lambda: made
 
-    def _compare_keys(self, name: str, expected: Entries, builds: Mapping[str, Build]) -> None:
-        at = f"{self.named.path}.{STATE}.{name}"
-        self.matcher.differences.missing += [f"{at}.{key}" for key in expected if key not in builds]
-        self.matcher.differences.unexpected += [f"{at}.{key}" for key in builds if expected and key not in expected]
+    def _compare_keys(self, one: _State) -> bool:
+        """Whether the saved entries are those that this optimizer keeps; else that is noted."""
+        if not one.keys or not one.expected:
+            return True
+        at = f"{self.named.path}.{STATE}.{one.name}"
+        missing = [key for key in one.expected if key not in one.keys]
+        unexpected = [key for key in one.keys if key not in one.expected]
+        for key in missing:
+            self.notes.note("missing", f"{at}.{key}")
+        for key in unexpected:
+            self.notes.note("unexpected", f"{at}.{key}")
+        return not missing and not unexpected
 
 
 def _order(expected: Entries) -> Any:

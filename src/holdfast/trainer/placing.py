@@ -11,6 +11,8 @@ from holdfast.errors import HoldfastError, LoadError
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.walk import is_stateful
 
+MISSING: Any = object()
+"""The checkpoint has no value here."""
 Build = Callable[[], Any]
 """Called once, after all tensors were copied: the value that belongs in a place."""
 

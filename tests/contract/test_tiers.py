@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.model.place import Scope
 from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.posix import PosixTier
 from holdfast.tiers.wrappers import Faults, Retry, Throttle
@@ -14,11 +15,11 @@ from tests.contract.suite import *  # noqa: E402, F403
 from tests.contract.suite import Place  # noqa: E402
 
 
-def posix(root: Path, *, direct: bool = True, wrap=lambda tier: tier) -> Place:
+def posix(root: Path, *, wrap=lambda tier: tier, **options) -> Place:
     opened: list[PosixTier] = []
 
     def open_(owner):
-        opened.append(PosixTier(str(root), owner=owner, direct=direct))
+        opened.append(PosixTier(str(root), owner=owner, **options))
         return wrap(opened[-1])
 
     def stored():
@@ -29,7 +30,10 @@ def posix(root: Path, *, direct: bool = True, wrap=lambda tier: tier) -> Place:
         for tier in opened:
             tier.close()
 
-    return Place(open_, stored, lambda: [p.name for p in root.glob(".tmp/*")], close=close)
+    def unfinished():
+        return [p.name for p in root.glob(".tmp/*") if "-old-" not in p.name]
+
+    return Place(open_, stored, unfinished, close=close)
 
 
 def memory(root: Path) -> Place:
@@ -45,6 +49,7 @@ def memory(root: Path) -> Place:
 PLACES = {
     "posix": posix,
     "posix-buffered": lambda root: posix(root, direct=False),
+    "nvme": lambda root: posix(root, scope=Scope.NODE, recycle_from_bytes=1),
     "memory": memory,
     "retry": lambda root: posix(root, wrap=Retry),
     "throttle": lambda root: posix(root, wrap=lambda t: Throttle(t, write_bytes_per_s=1e12, read_bytes_per_s=1e12)),

@@ -19,6 +19,7 @@ FETCHING = "holdfast.agent.fetching:Fetching"
 LOADING = "holdfast.agent.loading:Loading"
 TIER = "holdfast.tiers.posix.tier:PosixTier"
 UPLOAD = "holdfast.tiers.posix.upload:PosixUpload"
+POOL = "holdfast.tiers.posix.recycle:Pool"
 PUBLISH = "holdfast.store.commit:publish_manifest"
 
 Points = dict[str, Fault]
@@ -123,11 +124,22 @@ RANK_POINTS: Points = {
     "rank 1 closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end", rank=1),
 }
 
+# As above, on a disk of the node's own, where files are used again. One image per step: the second prune is hit.
+RECYCLING_POINTS: Points = {
+    "before an image loses its name": Fault(AGENT, f"{POOL}.move_in", "before", 4),
+    "an image lost its name": Fault(AGENT, f"{POOL}.move_in", "after", 4),
+    "its removal is durable": Fault(AGENT, f"{POOL}.keep", "before", 2),
+    "before an old file is given away": Fault(AGENT, f"{POOL}._take", "after", 8),
+    "an old file was given away": Fault(AGENT, "holdfast.tiers.posix.recycle:_move", "after", 2),
+    "an old file is half written over": Fault(AGENT, f"{UPLOAD}.write", "after", 17),
+}
+
 ALL = {
     "trainer": TRAINER_POINTS,
     "restart": RESTART_POINTS,
     "cold start": COLD_POINTS,
     "agent": AGENT_POINTS,
+    "recycling": RECYCLING_POINTS,
     "promotion": PROMOTION_POINTS,
     "two ranks": RANK_POINTS,
 }

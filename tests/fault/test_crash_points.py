@@ -62,6 +62,15 @@ def test_agent_killed(scene: Scene, name: str):
     go_on(scene, fault)
 
 
+@pytest.mark.parametrize("name", points.RECYCLING_POINTS)
+def test_agent_killed_while_files_are_recycled(scene: Scene, name: str):
+    """Whatever an old file holds by then appears under no name that is listed."""
+    scene.job = scene.job_with(scope="node", keep_last=1)
+    fault = inject(scene, points.RECYCLING_POINTS[name])
+    scene.finish(steps=10, end="durable", pace_s=0.08)
+    go_on(scene, fault)
+
+
 @pytest.mark.parametrize("name", points.PROMOTION_POINTS)
 @pytest.mark.parametrize("end", ["close", "exit"])
 def test_agent_killed_while_it_promotes(scene: Scene, name: str, end: str):

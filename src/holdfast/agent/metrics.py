@@ -56,6 +56,8 @@ class _AgentCollector(Collector):
         lagging = GaugeMetricFamily("holdfast_tier_lagging", "1 while a tier lags", labels=["tier"])
         degraded = GaugeMetricFamily("holdfast_tier_degraded", "1 while a tier fails", labels=["tier"])
         newest = GaugeMetricFamily("holdfast_committed_step", "Newest step committed on a tier", labels=["tier"])
+        files = GaugeMetricFamily("holdfast_recyclable_files", "Files that wait for new images", labels=["tier"])
+        room = GaugeMetricFamily("holdfast_recyclable_bytes", "Their bytes", labels=["tier"])
         views = {v.name: v for v in self._agent.executor.node.tiers()}
         for rule in self._agent.settings.tiers:
             if rule.is_memory:
@@ -67,7 +69,9 @@ class _AgentCollector(Collector):
             lagging.add_metric([rule.name], int(state is not None and state.lagging))
             degraded.add_metric([rule.name], int(state is not None and state.degraded is not None))
             newest.add_metric([rule.name], self._agent.newest_committed(rule.name))
-        yield from (flushed, spent, lagging, degraded, newest)
+            for family, value in zip((files, room), self._agent.shelf.recyclable(rule.name), strict=True):
+                family.add_metric([rule.name], value)
+        yield from (flushed, spent, lagging, degraded, newest, files, room)
 
 
 def metrics_text(agent: Agent) -> bytes:

@@ -27,7 +27,7 @@ from holdfast.model.manifest import Manifest
 from holdfast.model.place import TierRule
 from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, sweep
 from holdfast.store import catalog as catalogs
-from holdfast.tiers import open_tier
+from holdfast.tiers import PosixTier, open_tier
 from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry
 from holdfast.wire.client import AgentClient
@@ -69,6 +69,7 @@ class Shelf:
         self.tiers: dict[str, Tier] = {}
         self._urls: dict[str, str] = {}
         self._left: list[Tier] = []
+        self._disks: dict[str, PosixTier] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
@@ -104,7 +105,10 @@ class Shelf:
         return Retry(self._open_once(rule))
 
     def _open_once(self, rule: TierRule) -> Tier:
-        return open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
+        tier = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
+        if isinstance(tier, PosixTier):
+            self._disks[rule.name] = tier
+        return tier
 
     def _open_or_later(self, rule: TierRule) -> Tier:
         """An agent that follows one that died keeps and loads memory, whatever became of a tier meanwhile."""
@@ -128,6 +132,10 @@ class Shelf:
     def authority(self) -> Tier:
         """The tier attempts are claimed on."""
         return self.tiers[next(r.name for r in self._settings.tiers if not r.is_memory)]
+
+    def recyclable(self, tier: str) -> tuple[int, int]:
+        """How many files of deleted images wait there for new ones, and their bytes. Asks no disk."""
+        return self._disks[tier].recyclable if tier in self._disks else (0, 0)
 
     def uploads(self, tier: str) -> ThreadPoolExecutor:
         return self._uploads[tier]

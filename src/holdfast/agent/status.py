@@ -105,6 +105,7 @@ def _trainer(trainer: Any) -> dict[str, Any]:
 
 def _tier(agent: Agent, view: Any) -> dict[str, Any]:
     n_bytes, seconds = agent.shelf.flushed.get(view.name, (0, 0.0))
+    files, room_bytes = agent.shelf.recyclable(view.name)
     return {
         "name": view.name,
         "url": next((r.url for r in agent.settings.tiers if r.name == view.name), ""),
@@ -115,6 +116,8 @@ def _tier(agent: Agent, view: Any) -> dict[str, Any]:
         "flushed_bytes": n_bytes,
         "flush_bytes_per_s": n_bytes / seconds if seconds else 0.0,
         "newest_committed": agent.newest_committed(view.name),
+        "recyclable_files": files,
+        "recyclable_bytes": room_bytes,
     }
 
 

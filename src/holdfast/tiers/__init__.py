@@ -10,8 +10,9 @@ from holdfast.tiers.contract import Tier
 from holdfast.tiers.memory import HeapSlots, MemoryTier, SlotSource
 from holdfast.tiers.posix import PosixTier, path_of_url
 from holdfast.tiers.posix.mounts import mount_of
+from holdfast.tiers.posix.recycle import RECYCLE_FROM_BYTES
 
-__all__ = ["SUPPORTED_URLS", "open_tier", "weakness_of"]
+__all__ = ["SUPPORTED_URLS", "PosixTier", "open_tier", "weakness_of"]
 
 SUPPORTED_URLS = "use file:///path or a plain path (in a Config also memory:)"
 """The hint of every error about a URL that nothing here opens."""
@@ -45,7 +46,16 @@ def open_tier(
         raise ConfigError(f"{url!r}: S3 is not built yet", hint=SUPPORTED_URLS, tier=name)
     if "://" in url and not url.startswith("file://"):
         raise ConfigError(f"{url!r} has an unknown scheme", hint=SUPPORTED_URLS, tier=name)
-    return PosixTier(path_of_url(url), name=name, owner=owner, scope=scope or Scope.SHARED, create=create)
+    # A disk of the node's own: its files are used again. Elsewhere others may read what we cannot see.
+    recycle = RECYCLE_FROM_BYTES if scope is Scope.NODE and create else None
+    return PosixTier(
+        path_of_url(url),
+        name=name,
+        owner=owner,
+        scope=scope or Scope.SHARED,
+        create=create,
+        recycle_from_bytes=recycle,
+    )
 
 
 def weakness_of(url: str) -> str:

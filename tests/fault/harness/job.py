@@ -26,8 +26,9 @@ _LINGER_POLL_S = 0.02
 class Job:
     """What one life does.
 
-    `file_every_steps` is for the file tier, where it differs. `load_step` None loads the newest. `steps` are trained
-    (the next step number goes on from the one loaded). A `script` other than the training one gets `args`.
+    `file_every_steps` is for the file tier, where it differs; `scope` is its own. `load_step` None loads the newest.
+    `steps` are trained (the next step number goes on from the one loaded). A `script` other than the training one gets
+    `args`.
 
     `end` is close, exit (without a word), whole (exit once every step is whole in memory), raise (out of the `with`
     block), linger (until killed), durable (train on until some step is durable, wait for the last, close) or told
@@ -43,6 +44,7 @@ class Job:
     every_steps: int = 1
     keep_last: int | None = 3
     file_every_steps: int = 0
+    scope: str = "shared"
     pace_s: float = 0.005
     end: str = "close"
     rank: int = 0
@@ -105,10 +107,11 @@ def _train(job: Job, log: Log) -> None:
 def _checkpointer(job: Job) -> Any:
     import holdfast
 
-    if not job.file_every_steps:
+    if not job.file_every_steps and job.scope == "shared":
         return holdfast.Checkpointer(job.url, every_steps=job.every_steps, keep_last=job.keep_last)
     memory = holdfast.TierConfig("memory:", every_steps=job.every_steps, keep_last=2)
-    file = holdfast.TierConfig(job.url, every_steps=job.file_every_steps, keep_last=job.keep_last)
+    every_steps = job.file_every_steps or job.every_steps
+    file = holdfast.TierConfig(job.url, scope=job.scope, every_steps=every_steps, keep_last=job.keep_last)
     return holdfast.Checkpointer(holdfast.Config(tiers=(memory, file)))
 
 

@@ -97,6 +97,18 @@ def check_on_disk(home: Path, checkpoint: Committed, *, life: int, world: int) -
         raise Violation(f"{checkpoint} is committed without all of {holes}")
 
 
+def check_names(home: Path) -> None:
+    """Whatever stands under the name of an image, committed or not, is that image: it was synced before it had a name.
+
+    Raises: Violation.
+    """
+    for path in home.glob("images/*/*/*.safetensors"):
+        attempt, step = int(path.parent.parent.name), int(path.parent.name)
+        found = next((found for name, _, found in entries(path) if name == "extra"), None)
+        if found is not None and found[1] != step:
+            raise Violation(f"{path} is no image of attempt {attempt}, step {step}, but of step {found[1]}")
+
+
 def entries(path: Path) -> Iterator[tuple[str, tuple[slice, ...], np.ndarray[Any, Any]]]:
     """(tensor, where in it, values) of each entry of an image."""
     data = path.read_bytes()

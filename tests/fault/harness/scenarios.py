@@ -23,10 +23,17 @@ PAGE_BYTES, STATE_AT, STEP_AT, HELD = 4096, 3 * 8, 6 * 8, 3
 
 
 # Power ----------------------------------------------------------------------------------------------------------------
-def power_cuts(scene: Scene, defects: Defects = (), *, seed: int | None = None, cuts: int = 4) -> None:
+def power_cuts(
+    scene: Scene,
+    defects: Defects = (),
+    *,
+    seed: int | None = None,
+    cuts: int = 4,
+    faults: tuple[Fault, ...] = (),
+) -> None:
     """The node stops again and again, at random moments of saving, flushing and pruning."""
     chance = random.Random(seed)
-    scene.inject(record=True, defects=defects)
+    scene.inject(*faults, record=True, defects=defects)
     for life in range(1, cuts + 1):
         scene.start(steps=100_000, pace_s=0.002)
         scene.wait_for("durable")
@@ -34,10 +41,21 @@ def power_cuts(scene: Scene, defects: Defects = (), *, seed: int | None = None, 
         scene.lose_power(None if seed is None else seed * 1000 + life)
         history = read(scene.events(), memory_lost=range(1, life + 1))
         check_disk(scene.home, history, keep_last=scene.job.keep_last)
+        oracle.check_names(scene.home)
     scene.finish(steps=4, end="durable")
     history = check(scene, memory_lost=range(1, cuts + 1))
     if len(history.durable) <= cuts:
         raise RuntimeError("this tested nothing")
+
+
+def power_cuts_amid_recycling(scene: Scene, defects: Defects = (), *, seed: int | None = None) -> None:
+    """The same on a disk of the node's own, where images are written over deleted ones."""
+    used = Fault(AGENT, "holdfast.tiers.posix.recycle:_is_ours_alone", when="after", do="count")
+    slow = Fault(AGENT, "holdfast.tiers.posix.upload:PosixUpload.write", when="after", do="sleep", arg="0.05")
+    scene.job = scene.job_with(scope="node", keep_last=1)
+    power_cuts(scene, defects, seed=seed, faults=(used, slow))
+    if scene.fired(used) < 4:
+        raise RuntimeError("nothing was recycled")
 
 
 # Rot ------------------------------------------------------------------------------------------------------------------

@@ -133,6 +133,27 @@ def _lineage_not_asked(patch: Patch) -> None:
     patch("holdfast.model.identity:Lineage.__contains__", lambda real: lambda lineage, checkpoint: True)
 
 
+def _recycled_before_the_removal_is_durable(patch: Patch) -> None:
+    """A deleted image's file is given away, and its directory was not synced."""
+    deleting = threading.local()
+
+    def marked(delete: Function) -> Function:
+        def instead(tier: Any, key: str) -> None:
+            deleting.image = key.startswith("images/")
+            try:
+                delete(tier, key)
+            finally:
+                deleting.image = False
+
+        return instead
+
+    patch("holdfast.tiers.posix.tier:PosixTier.delete", marked)
+    patch(
+        "holdfast.tiers.posix.directories:Directories.sync",
+        lambda sync: lambda *args: None if getattr(deleting, "image", False) else sync(*args),
+    )
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     "files are not synced": _files_not_synced,
     "directories are not synced": _directories_not_synced,
@@ -146,4 +167,5 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
     "attempt not claimed": _attempt_not_claimed,
     "staged before it is copied": _staged_before_it_is_copied,
     "lineage not asked": _lineage_not_asked,
+    "recycled before the removal is durable": _recycled_before_the_removal_is_durable,
 }

@@ -40,6 +40,13 @@ class File:
     def is_direct(self) -> bool:
         return self._use_direct
 
+    def stands_at(self, path: str) -> bool:
+        """Whether this is still the file of that name."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(path))
+        except FileNotFoundError:
+            return False
+
     def write(self, offset: int, buffer: memoryview) -> None:
         """All of `buffer` at `offset`; goes on after short writes."""
         self._move(os.pwrite, offset, buffer)
@@ -86,10 +93,16 @@ def address(buffer: memoryview) -> int:
 
 
 def reserve(fd: int, size_bytes: int) -> None:
-    """Have the file system promise the room now, so that a full disk is known before the first byte.
+    """Give a file its length, and have the file system promise the room, so that a full disk is known before the first
+    byte. One of that length already, whose room it has, is left alone.
 
     Not `os.posix_fallocate`: where the file system cannot, glibc would write every block.
     """
+    now_bytes = os.fstat(fd).st_size
+    if now_bytes >= size_bytes:
+        if now_bytes > size_bytes:
+            os.ftruncate(fd, size_bytes)
+        return
     if size_bytes and _libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes)) == 0:
         return
     number = ctypes.get_errno() if size_bytes else errno.EOPNOTSUPP

@@ -9,18 +9,21 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
-from holdfast.errors import AlreadyExistsError, ConfigError, CorruptError, NotFoundError, TierError
+from holdfast.errors import AlreadyExistsError, ConfigError, CorruptError, NotFoundError, TierError, TierFullError
 from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers.contract import TEMPORARY, Buffer, Capabilities, ObjectInfo, check_key
 from holdfast.tiers.posix.directories import Directories, walk
 from holdfast.tiers.posix.disk import ALIGNMENT_BYTES, File, rename_without_replacing
 from holdfast.tiers.posix.mounts import mount_of
+from holdfast.tiers.posix.recycle import Pool
 from holdfast.tiers.posix.translate import translated
 from holdfast.tiers.posix.upload import PosixUpload
 
 PART_BYTES = 16 << 20
+T = TypeVar("T")
 
 
 def path_of_url(url: str) -> str:
@@ -49,6 +52,7 @@ class PosixTier:
             one time have the same.
         direct: go past the page cache (O_DIRECT) where address, offset, length and file system allow.
         create: create the last component of `root`, and find out now whether it can be written.
+        recycle_from_bytes: files of deleted objects of at least this length become those of new ones; None: none do.
         fsync: a test's place to count, delay, fail or skip every fsync; nothing else calls for one.
 
     Raises: ConfigError, TierPermissionError, TierFullError when `root` cannot be used, or contradicts `scope`;
@@ -64,6 +68,7 @@ class PosixTier:
         scope: Scope = Scope.SHARED,
         direct: bool = True,
         create: bool = True,
+        recycle_from_bytes: int | None = None,
         fsync: Callable[[int], None] = os.fsync,
     ) -> None:
         if "/" in owner or not owner:
@@ -81,6 +86,9 @@ class PosixTier:
         )
         self._directories = Directories(self.root, fsync)
         self._live: dict[str, PosixUpload] = {}
+        self._pool: Pool | None = None
+        if recycle_from_bytes is not None:
+            self._pool = Pool(os.path.join(self.root, TEMPORARY), owner, recycle_from_bytes)
         with translated(name, None, self.root):
             self._probe(create)
 
@@ -97,12 +105,16 @@ class PosixTier:
             upload.abort()
 
     def upload(self, key: str, size_bytes: int) -> PosixUpload:
-        """Begin a temporary file with its room reserved. Raises: TierFullError."""
+        """Begin a temporary file with its room reserved, or one that had its room before. Raises: TierFullError."""
         check_key(key, self.name)
+        return self.with_room(lambda: self._begin(key, size_bytes))
+
+    def _begin(self, key: str, size_bytes: int) -> PosixUpload:
         temporary = os.path.join(self.root, TEMPORARY, f"{self.owner}-{secrets.token_hex(8)}")
         with translated(self.name, key, self.root):
             self._directories.make(os.path.dirname(temporary))
-        upload = PosixUpload(self, key, size_bytes, temporary)
+        recycled = self._pool is not None and self._pool.move_out(temporary, size_bytes)
+        upload = PosixUpload(self, key, size_bytes, temporary, recycled=recycled)
         self._live[temporary] = upload
         return upload
 
@@ -113,6 +125,9 @@ class PosixTier:
         with translated(self.name, key, self.root):
             file = File(path, os.O_RDONLY, direct=large)
             try:
+                if not self.mount.on_network and not file.stands_at(path):
+                    # Deleted while it was opened, and perhaps recycled; open in time, it would not have been.
+                    raise NotFoundError("deleted just now", tier=self.name, key=key)
                 n = file.read(offset, buffer)
             finally:
                 file.close()
@@ -137,18 +152,29 @@ class PosixTier:
             yield from (ObjectInfo(key, size) for key, size in walk(self.root, prefix))
 
     def delete(self, key: str) -> None:
-        """Remove the file, then directories that became empty.
+        """Remove the file, or keep it for an upload under no name of its own; then directories that became empty.
 
-        Atomicity: unlink. Durability: the directory is on the disk on return, also when the file was gone already (an
-        earlier call may have died in between). Idempotent.
+        Atomicity: unlink, rename. Durability: the directory is on the disk on return, also when the file was gone
+        already (an earlier call may have died in between). Idempotent.
         """
         path = self._path(key)
+        directory, moved = os.path.dirname(path), None
         with translated(self.name, key, self.root):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                os.unlink(path)
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._directories.sync(os.path.dirname(path))
-            self._directories.remove_empty(os.path.dirname(path))
+                moved = self._pool.move_in(path) if self._pool else None
+                if moved is None:
+                    os.unlink(path)
+            try:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    self._directories.sync(directory)
+            except OSError:
+                if moved is not None:
+                    with contextlib.suppress(OSError):
+                        os.unlink(moved.path)
+                raise
+            if self._pool is not None and moved is not None:
+                self._pool.keep(moved, directory)
+            self._directories.remove_empty(directory)
 
     def settle(self, prefix: str) -> None:
         """Sync every directory that holds a listed object, and those above; files were synced before they had names."""
@@ -185,9 +211,25 @@ class PosixTier:
             os.unlink(path)
 
     def close(self) -> None:
-        """Abort unfinished uploads: their descriptors and temporary files go."""
+        """Abort unfinished uploads: their descriptors and temporary files go, and what was kept for others."""
         for upload in list(self._live.values()):
             upload.abort()
+        if self._pool is not None:
+            self._pool.close()
+
+    @property
+    def recyclable(self) -> tuple[int, int]:
+        """How many files of deleted objects wait for an upload, and their bytes."""
+        return self._pool.size if self._pool is not None else (0, 0)
+
+    def with_room(self, call: Callable[[], T]) -> T:
+        """`call()`; on a full disk once more, after what is kept for others has been let go of."""
+        try:
+            return call()
+        except TierFullError:
+            if self._pool is None or not self._pool.drop():
+                raise
+        return call()
 
     # For PosixUpload -------------------------------------------------------------------------------------------
     def move(self, temporary: str, key: str, *, if_absent: bool) -> None:

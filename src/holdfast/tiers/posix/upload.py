@@ -34,7 +34,7 @@ class PosixUpload:
     MOVED, DONE, GONE and BROKEN. Threads: `write` from many, `publish` from one, `abort` from any.
     """
 
-    def __init__(self, tier: PosixTier, key: str, size_bytes: int, temporary: str) -> None:
+    def __init__(self, tier: PosixTier, key: str, size_bytes: int, temporary: str, *, recycled: bool = False) -> None:
         self._tier, self._key, self._temporary = tier, key, temporary
         self._covered = Coverage(size_bytes)
         self._lock = threading.Lock()
@@ -42,7 +42,8 @@ class PosixUpload:
         self._state = _State.OPEN
         try:
             with self._translated():
-                self._file = File(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=tier.direct)
+                create = 0 if recycled else os.O_CREAT | os.O_EXCL
+                self._file = File(temporary, os.O_RDWR | create, direct=tier.direct)
         except HoldfastError:
             tier.forget(temporary)
             raise
@@ -60,13 +61,16 @@ class PosixUpload:
             self._require(_State.OPEN)
             self._writers += 1
         try:
-            with self._translated():
-                self._file.write(offset, buffer)
+            self._tier.with_room(lambda: self._write(offset, buffer))
             self._covered.add(offset, len(buffer))
         finally:
             with self._lock:
                 self._writers -= 1
                 self._close_if_left()
+
+    def _write(self, offset: int, buffer: Buffer) -> None:
+        with self._translated():
+            self._file.write(offset, buffer)
 
     def publish(self, *, if_absent: bool = True) -> None:
         """Make the object visible: fsync, rename without replacing, fsync of the directories.
@@ -118,13 +122,16 @@ class PosixUpload:
 
     def _move(self, if_absent: bool) -> None:
         try:
-            with self._translated():
-                self._tier.move(self._temporary, self._key, if_absent=if_absent)
+            self._tier.with_room(lambda: self._give_name(if_absent))
         except AlreadyExistsError:
             self.abort()
             raise
         self._state = _State.MOVED
         self._tier.forget(self._temporary)
+
+    def _give_name(self, if_absent: bool) -> None:
+        with self._translated():
+            self._tier.move(self._temporary, self._key, if_absent=if_absent)
 
     def _require(self, *states: _State) -> None:
         if self._state not in states:

@@ -32,7 +32,7 @@ def test_settings_and_their_environment_names():
     for name, (variable, default) in told.items():
         assert variable == f"HOLDFAST_{name.upper()}"
         assert str(fields[name].default).removesuffix(".0") == default, name
-    assert {f.name for f in dataclasses.fields(Config)} - {"tiers", "run"} == fields.keys()
+    assert {f.name for f in dataclasses.fields(Config)} - {"tiers", "run", "origins"} == fields.keys()
 
 
 def test_settings_of_a_tier():

@@ -28,6 +28,7 @@ class Told:
         self.node: list[events.NodeEvent] = []
         self.tiers: list[Settings] = []
         self.agent = SimpleNamespace(
+            choose_cores=lambda: None,
             settings=of,
             root=root,
             arena=SimpleNamespace(budget_bytes=0),

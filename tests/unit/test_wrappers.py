@@ -26,6 +26,7 @@ from holdfast.tiers.wrappers import (
     Slow,
     Throttle,
 )
+from holdfast.tiers.wrappers.throttle import TokenBucket
 
 
 class Clock:
@@ -207,6 +208,61 @@ def test_without_a_limit_nothing_waits(inner, clock):
     tier.put("a", view(bytes(1 << 20)))
     tier.read_into("a", 0, view(bytearray(1 << 20)))
     assert clock.slept == []
+
+
+def waiting(call, *args):
+    """The call, in a thread that is surely waiting by now, and what came of it."""
+    came: list[object] = []
+
+    def run():
+        try:
+            came.append(call(*args))
+        except TierError as e:
+            came.append(e.message)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive(), "it waits for bandwidth"
+    return thread, came
+
+
+@pytest.mark.parametrize("end", ["abort", "close", "lift"])
+def test_who_waits_for_bandwidth_is_let_go_at_once(inner, end):
+    burst = inner.capabilities.part_bytes
+    tier = Throttle(inner, write_bytes_per_s=1.0)
+    upload = tier.upload("a", 2 * burst)
+    upload.write(0, view(bytearray(burst)))
+    thread, came = waiting(upload.write, burst, view(bytearray(burst)))
+    assert list(tier.list("")) == [], "others are not held up"
+    {"abort": upload.abort, "close": tier.close, "lift": lambda: tier.limit_writes(None)}[end]()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert came == [None if end == "lift" else f"{end.removesuffix('e')}ed while it waited for bandwidth"]
+    if end == "abort":
+        assert tier.write_bytes_per_s == 1.0
+        tier.limit_writes(None)
+        tier.put("b", view(bytearray(burst)))
+
+
+def test_what_was_given_up_costs_no_bandwidth(inner, clock):
+    bucket = TokenBucket(10.0, burst_bytes=100, clock=clock, sleep=clock.sleep)
+    assert bucket.take(100)
+    assert not bucket.take(50, lambda: True)
+    clock.slept.clear()
+    assert bucket.take(50)
+    assert clock.slept == []
+
+
+def test_another_limit_counts_from_the_next_call_on(inner, clock):
+    bucket = TokenBucket(None, burst_bytes=100, clock=clock, sleep=clock.sleep)
+    assert bucket.take(10**9)
+    bucket.set_rate(10.0)
+    assert bucket.take(150)
+    assert clock.slept == [5.0]
+    bucket.set_rate(None)
+    assert bucket.take(10**9)
+    assert clock.slept == [5.0]
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------

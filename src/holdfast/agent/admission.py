@@ -53,6 +53,7 @@ class Admission:
                 raise AgentError("this agent is ending", hint="the next call starts a new one")
             if agent.launches.begin(body):
                 self._begin(body)
+            agent.choose_cores()
         return messages.LaunchAnswer(agent.launches.trainers[body.rank].file.path.name, "run.page", os.getpid())
 
     def _begin(self, body: messages.Launch) -> None:
@@ -99,6 +100,7 @@ class Admission:
 
         Raises: CapacityError with the sum; nothing is dealt then.
         """
+        self._agent.choose_cores()  # again: a trainer may have bound itself since it attached
         slots = self._find_slots(body)
         self._take_back(body.rank, keep={s.number for s in slots})
         # Free ones first, for the reason above.

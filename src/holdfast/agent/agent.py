@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from holdfast.agent import cores
 from holdfast.agent.admission import Admission
 from holdfast.agent.arena import Arena
 from holdfast.agent.closing import Closing
@@ -61,6 +62,7 @@ class Agent:
         """What `finish` lets go of, last opened first: so much of it as `start` came to."""
         self._started = False
         self.trainers_here = False
+        self._cores: frozenset[int] = frozenset()
 
     # -- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -93,6 +95,7 @@ class Agent:
         self.loading = Loading(self, self.executor, self.arena, self.shelf)
         self.closing = Closing(self, self.executor, self.launches, self.poller)
         self.launches.adopt()
+        self.choose_cores()
         await self.ownership.find_again()
         self._adopt_slots()
         # What is staged, too, is told before anything is concluded from an image that is not there.
@@ -144,8 +147,18 @@ class Agent:
             self.executor.tell_run(events.TrainersGone())
         self.trainers_here = here
 
+    def choose_cores(self) -> None:
+        """Go where the setting says, as seen from the trainers that are attached now."""
+        trainers = cores.cores_of(t.page.pid for t in self.launches.trainers.values() if t.alive)
+        chosen = cores.choose(self.settings.agent_cores, node=cores.cores_of_node(), trainers=trainers)
+        cores.move_to(chosen)
+        if chosen != self._cores:
+            log.info("runs on cores %s", sorted(chosen))
+            self._cores = chosen
+
     def terminate(self) -> None:
         """SIGTERM: promote within the grace, then end."""
+        self.shelf.lift_limits()
         self.poller.poll(self.settings.tiers)
         self.executor.tell_run(events.TermSignal(self.settings.grace_s))
 

@@ -18,9 +18,9 @@ class LateTier(Retry):
     Threads: any.
     """
 
-    def __init__(self, name: str, scope: Scope, opens: Callable[[], Tier]) -> None:
+    def __init__(self, name: str, scope: Scope, opens: Callable[[], Tier], policy: RetryPolicy | None = None) -> None:
         # Not that of the base: there is no tier underneath yet.
-        self.name, self.policy = name, RetryPolicy()
+        self.name, self.policy = name, policy or RetryPolicy()
         # A cautious guess, until the tier says.
         self.capabilities = Capabilities(
             scope=scope,

@@ -29,7 +29,7 @@ from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, s
 from holdfast.store import catalog as catalogs
 from holdfast.tiers import PosixTier, open_tier
 from holdfast.tiers.contract import ABANDONED_S, Tier
-from holdfast.tiers.wrappers import Retry
+from holdfast.tiers.wrappers import Retry, RetryPolicy, Throttle
 from holdfast.wire.client import AgentClient
 
 log = logging.getLogger("holdfast.agent")
@@ -70,6 +70,7 @@ class Shelf:
         self._urls: dict[str, str] = {}
         self._left: list[Tier] = []
         self._disks: dict[str, PosixTier] = {}
+        self._limited: dict[str, Throttle] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
@@ -99,16 +100,38 @@ class Shelf:
             raise
         for rule, tier in opened.items():
             self._install(rule, tier)
+        self._limit(settings.tiers)
         self._settings = settings
 
     def _open(self, rule: TierRule) -> Tier:
-        return Retry(self._open_once(rule))
+        return Retry(self._open_once(rule), self._patience)
+
+    @property
+    def _patience(self) -> RetryPolicy:
+        return RetryPolicy(deadline_s=self._settings.retry_s)
 
     def _open_once(self, rule: TierRule) -> Tier:
         tier = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
         if isinstance(tier, PosixTier):
             self._disks[rule.name] = tier
-        return tier
+        # Inside of the retries: what is sent again takes bandwidth again.
+        limited = self._limited[rule.name] = Throttle(tier, write_bytes_per_s=rule.max_bytes_per_s)
+        return limited
+
+    def _limit(self, rules: Collection[TierRule]) -> None:
+        """Tiers that stay open get the limits they have now."""
+        for rule in rules:
+            if rule.name in self._limited:
+                self._limited[rule.name].limit_writes(rule.max_bytes_per_s)
+
+    def limit_of(self, tier: str) -> float | None:
+        """How many bytes per second are flushed there at most; None: no limit."""
+        return self._limited[tier].write_bytes_per_s if tier in self._limited else None
+
+    def lift_limits(self) -> None:
+        """The end is near: what has to be durable by then takes all bandwidth there is."""
+        for tier in list(self._limited.values()):
+            tier.limit_writes(None)
 
     def _open_or_later(self, rule: TierRule) -> Tier:
         """An agent that follows one that died keeps and loads memory, whatever became of a tier meanwhile."""
@@ -117,7 +140,7 @@ class Shelf:
         except HoldfastError as e:
             log.error("tier %s is not used until it can be opened: %s", rule.name, e.message)
             # Opening is tried again like any other call, else a flush that begins at once fails for good.
-            return LateTier(rule.name, rule.scope, lambda: self._open_once(rule))
+            return LateTier(rule.name, rule.scope, lambda: self._open_once(rule), self._patience)
 
     def _install(self, rule: TierRule, tier: Tier) -> None:
         if rule.name in self.tiers:

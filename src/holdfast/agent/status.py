@@ -109,6 +109,7 @@ def _tier(agent: Agent, view: Any) -> dict[str, Any]:
     return {
         "name": view.name,
         "url": next((r.url for r in agent.settings.tiers if r.name == view.name), ""),
+        "max_bytes_per_s": agent.shelf.limit_of(view.name),
         "lagging": view.lagging,
         "degraded": dict(view.degraded) if view.degraded else None,
         "waiting": view.waiting,

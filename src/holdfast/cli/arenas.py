@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.config import Config, Settings
+from holdfast.cli.arguments import config_in_file, config_of
+from holdfast.config import Settings
 from holdfast.errors import AgentError, HoldfastError, RunBusyError
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.wire.client import AgentClient
@@ -85,7 +86,7 @@ def arena_of(url: str) -> Path:
     An arena whose configuration names `url` among its tiers comes first: a job may have more tiers than the URL says,
     or a run name of its own.
     """
-    settings = Config.from_url(url).resolve()
+    settings = config_of(url).resolve()
     if (settings.arena / CONFIG).exists():
         return settings.arena
     found = [a for a in arenas(settings.arena_dir) if a.serves(url)]
@@ -93,9 +94,10 @@ def arena_of(url: str) -> Path:
 
 
 def settings_of(url: str) -> Settings:
-    """The settings the run at `url` has on this node, or those a bare URL means."""
+    """The settings a named file gives, or those the run at `url` has on this node, or those a bare URL means."""
     arena = arena_of(url)
-    return read_config(arena) if (arena / CONFIG).exists() else Config.from_url(url).resolve()
+    known = (arena / CONFIG).exists() and config_in_file(url) is None
+    return read_config(arena) if known else config_of(url).resolve()
 
 
 def live_agent(url: str) -> AgentClient | None:

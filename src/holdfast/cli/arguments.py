@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from holdfast.config import normalise_url
+from holdfast.config import Config, normalise_url
 
+_CONFIG = "holdfast.config of "
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def _url(value: str) -> str:
+    if not (value.endswith(".toml") and os.path.isfile(value)):
+        return normalise_url(value)
+    config = Config.from_file(value)
+    home = config.resolve().home
+    click.get_current_context().meta[_CONFIG + home] = config
+    return home
+
+
+def config_in_file(url: str) -> Config | None:
+    """The configuration of the file that this command was given for the URL; None where it was given a URL."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.meta.get(_CONFIG + url)
+
+
+def config_of(url: str) -> Config:
+    """What the user said by this URL: a file's configuration, or what a bare URL means."""
+    return config_in_file(url) or Config.from_url(url)
+
+
 def url_argument(*, required: bool = True) -> Decorator:
-    """The home of a run. A plain path becomes a file:// URL; an unknown scheme is a ConfigError."""
-    return click.argument("url", type=normalise_url, required=required)
+    """The home of a run, or the holdfast.toml that names it.
+
+    A plain path becomes a file:// URL; an unknown scheme is a ConfigError.
+    """
+    return click.argument("url", type=_url, required=required)
 
 
 def step_option(help_text: str) -> Decorator:

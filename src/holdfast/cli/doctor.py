@@ -35,11 +35,23 @@ _NO_RUN = "file:///nowhere"
 @click.command()
 @url_argument(required=False)
 @click.option("--state", metavar="SIZE", help='What all ranks of this node save together, as "12 GiB": does it fit?')
+@click.option(
+    "--settings", "only_settings", is_flag=True, help="Print every setting, its value and its source instead."
+)
 @click.option("--clean", is_flag=True, help="Remove what dead processes left behind.")
 @click.option("--discard-unsaved", is_flag=True, help="Remove even an arena that holds a step no other place has.")
 @yes_option("Remove it now.")
 @json_option()
-def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: bool, yes: bool, as_json: bool) -> None:
+def doctor(  # noqa: PLR0913  one parameter per option
+    *,
+    url: str | None,
+    state: str | None,
+    only_settings: bool,
+    clean: bool,
+    discard_unsaved: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Look at this machine, and at a run, for what would make saving fail or slow.
 
     Looks at the arena's room and limits, at what the file systems can do (a few files are written and removed), at the
@@ -50,12 +62,16 @@ def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: boo
       holdfast doctor
       holdfast doctor /data/run7
       holdfast doctor file:///data/run7 --state "12 GiB"
+      holdfast doctor holdfast.toml --settings
       holdfast doctor /data/run7 --clean
       holdfast doctor /data/run7 --clean --yes
     """
     if (yes or discard_unsaved) and not clean:
         raise UsageError("--yes and --discard-unsaved belong to --clean", hint="say --clean, too")
     settings = settings_of(url) if url is not None else Config.from_url(_NO_RUN).resolve()
+    if only_settings:
+        _print_settings(settings, of_run=url is not None, as_json=as_json)
+        return
     found = arenas(settings.arena_dir)
     state_bytes = None if state is None else parse_bytes(state)
     with contextlib.ExitStack() as stack:
@@ -81,6 +97,18 @@ def doctor(url: str | None, state: str | None, clean: bool, discard_unsaved: boo
             _print_cleaning(leftovers, removed, yes=yes)
     if any(f.level is Level.BAD for f in findings):
         raise click.exceptions.Exit(1)
+
+
+def _print_settings(settings: Settings, *, of_run: bool, as_json: bool) -> None:
+    """Without a URL only what no URL changes."""
+    rows = [row for row in settings.table() if of_run or not row[0].startswith(("run", "tiers."))]
+    if as_json:
+        write_json({"settings": [{"name": n, "value": v, "source": source} for n, v, source in rows]})
+        return
+    grid = Grid([Column("SETTING"), Column("VALUE"), Column("SOURCE", fold=True)])
+    for name, value, source in rows:
+        grid.add(name, "" if value is None else str(value), source, style="dim" if source == "default" else "")
+    write_grid(grid)
 
 
 def _opened(url: str | None, stack: contextlib.ExitStack) -> tuple[Run | None, list[Finding]]:

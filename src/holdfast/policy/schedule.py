@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from holdfast.errors import ConfigError
@@ -12,8 +13,8 @@ MAX_TIERS = 64
 
 
 def due_tiers(step: int, rules: Sequence[TierRule], *, force: bool = False) -> frozenset[str]:
-    """Names of the tiers that get this step: `step` is a multiple of `every_steps`; with `force` all of them."""
-    return frozenset(r.name for r in rules if force or step % r.every_steps == 0)
+    """Names of the tiers that get this step by its number: a multiple of `every_steps`; with `force` all of them."""
+    return frozenset(r.name for r in rules if force or (r.every_steps is not None and step % r.every_steps == 0))
 
 
 def check_rules(rules: Sequence[TierRule]) -> None:
@@ -24,8 +25,11 @@ def check_rules(rules: Sequence[TierRule]) -> None:
     if len(rules) > MAX_TIERS:
         raise ConfigError(f"{len(rules)} tiers", hint=f"a run has at most {MAX_TIERS} tiers")
     for rule in rules:
-        for what in ("every_steps", "keep_last", "keep_every_steps"):
+        for what in ("every_steps", "keep_last", "keep_every_steps", "keep_best", "max_bytes_per_s"):
             _check_count(rule, what)
+        for what in ("every_s", "keep_for_s"):
+            _check_time(rule, what)
+        _check_sense(rule)
     for what in ("name", "index"):
         values = [getattr(r, what) for r in rules]
         twice = next((v for v in values if values.count(v) > 1), None)
@@ -37,10 +41,34 @@ def check_rules(rules: Sequence[TierRule]) -> None:
 
 def _check_count(rule: TierRule, what: str) -> None:
     value = getattr(rule, what)
-    if value is None and what != "every_steps":
+    if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{what}={value!r} of tier {rule.name}", hint=f"{what} is a whole number from 1 up")
+
+
+def _check_time(rule: TierRule, what: str) -> None:
+    value = getattr(rule, what)
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{what}={value!r} of tier {rule.name}", hint=f"{what} is a time above 0")
+
+
+def _check_sense(rule: TierRule) -> None:
+    """Settings that contradict each other, or mean nothing on this tier."""
+    if rule.every_steps is None and rule.every_s is None:
+        raise ConfigError(f"tier {rule.name} is never due", hint="set every_steps or every_s")
+    if (rule.keep_best is None) != (rule.best_metric is None):
+        raise ConfigError(
+            f"tier {rule.name} has only one of keep_best and best_metric",
+            hint='set both: keep_best = 3, best_metric = "val_loss"',
+        )
+    if rule.best_mode not in ("min", "max"):
+        raise ConfigError(f"best_mode={rule.best_mode!r} of tier {rule.name}", hint='best_mode is "min" or "max"')
+    if rule.is_memory and (rule.keep_for_s is not None or rule.keep_best is not None or rule.max_bytes_per_s):
+        raise ConfigError(
+            "memory keeps by keep_last alone: its slots are counted beforehand, and nothing is flushed there",
+            hint="set keep_for_s, keep_best and max_bytes_per_s on tiers that outlive memory",
+        )
 
 
 def due_mask(names: Iterable[str], rules: Sequence[TierRule]) -> int:

@@ -22,8 +22,6 @@ from holdfast.wire.messages import SaveStatus, TierState
 if TYPE_CHECKING:
     from holdfast.trainer.session import Session
 
-_ASK_S = 30.0
-
 
 class Save:
     """One save under way. Errors stand here, in metrics and in status; nothing is raised in the training loop.
@@ -137,7 +135,9 @@ class Save:
             )
         path = f"/save/{self.attempt}/{self.step}"
         query = {"wait_s": wait_s, "for": ",".join(targets or [])} if wait_s else {}
-        status = self._session.ask(path, SaveStatus, timeout_s=wait_s + _ASK_S, query=query)
+        status = self._session.ask(
+            path, SaveStatus, timeout_s=wait_s + self._session.settings.call_timeout_s, query=query
+        )
         if status.settled:
             self._final = status
         return status

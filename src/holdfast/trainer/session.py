@@ -27,7 +27,6 @@ from holdfast.wire.pages import (
 from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent
 
 T = TypeVar("T")
-_CALL_S = 60.0
 _CALL_TRIES = 4
 _DEAL_POLL_S = 0.02
 _JOIN_POLL_S = 0.02
@@ -98,7 +97,7 @@ class Session:
     @property
     def _patience_s(self) -> float:
         """How long an attachment may take where nothing else is to be done."""
-        return self.settings.busy_wait_s + _CALL_S
+        return self.settings.busy_wait_s + self.settings.call_timeout_s
 
     def _tie(self, client: AgentClient, limit_s: float) -> _Tie:
         deadline = time.monotonic() + limit_s
@@ -245,9 +244,10 @@ class Session:
         """Whether an agent holds the other end of the attachment."""
         return self.attachment.alive
 
-    def ask(self, path: str, answer: type[T], *, timeout_s: float = _CALL_S, query: dict[str, object]) -> T:
-        """A GET that survives the agent's death: its successor is asked."""
-        return self._survive(lambda: self.client.get(path, answer, timeout_s=timeout_s, **query))
+    def ask(self, path: str, answer: type[T], *, timeout_s: float | None = None, query: dict[str, object]) -> T:
+        """A GET that survives the agent's death: its successor is asked. `timeout_s`: None is `call_timeout_s`."""
+        limit_s = self.settings.call_timeout_s if timeout_s is None else timeout_s
+        return self._survive(lambda: self.client.get(path, answer, timeout_s=limit_s, **query))
 
     def glance(self, path: str, answer: type[T], *, query: dict[str, object]) -> T | None:
         """A GET from within training: None when the agent does not answer within `slot_wait_s`, or did not lately."""
@@ -256,9 +256,10 @@ class Session:
                 return self.client.get(path, answer, timeout_s=self.settings.slot_wait_s, **query)
         return None
 
-    def tell(self, path: str, body: object, answer: type[T], *, timeout_s: float = _CALL_S) -> T:
+    def tell(self, path: str, body: object, answer: type[T], *, timeout_s: float | None = None) -> T:
         """A POST that survives the agent's death. Every POST of the protocol may be said twice."""
-        return self._survive(lambda: self.client.post(path, body, answer, timeout_s=timeout_s))
+        limit_s = self.settings.call_timeout_s if timeout_s is None else timeout_s
+        return self._survive(lambda: self.client.post(path, body, answer, timeout_s=limit_s))
 
     def _survive(self, call: Callable[[], T]) -> T:
         """`call()`, again with the next agent when this one is gone or going.

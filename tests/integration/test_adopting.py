@@ -46,9 +46,9 @@ def test_a_step_that_two_ranks_staged_before_all_died_is_whole(place, states):
                 agent.poller.poll(settings.tiers)
                 status = agent.executor.run.status(STEP)
                 if status is not None and status.memory != "staged":
-                    return status.memory, agent.last_errors()
+                    return status.memory, list(agent.view().errors)
                 await asyncio.sleep(0.01)
-            return "staged", agent.last_errors()
+            return "staged", list(agent.view().errors)
         finally:
             await agent.finish()
 

@@ -23,6 +23,7 @@ import holdfast  # noqa: E402
 from holdfast.errors import HoldfastError, RunBusyError, UsageError  # noqa: E402
 from holdfast.wire import messages  # noqa: E402
 from holdfast.wire.spawn import SOCKET  # noqa: E402
+from holdfast.wire.status import Flush, History, Stall  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -40,14 +41,14 @@ class Rows(HTMLParser):
         self.text += data + " "
 
 
-def get(arena, path):
+def get(arena, path, method="GET", headers=None):
     """What a browser or Prometheus would get."""
     connection = http.client.HTTPConnection("agent", timeout=20)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(20)
     connection.sock.connect(str(arena / SOCKET))
     try:
-        connection.request("GET", path)
+        connection.request(method, path, headers=headers or {})
         answer = connection.getresponse()
         return answer.status, answer.getheader("Content-Type"), answer.read().decode()
     finally:
@@ -69,6 +70,7 @@ def test_what_the_agent_shows(place):
     with training(place):
         check_metrics(place)
         check_status(place)
+        check_history(place)
         check_page(place)
         check_privacy(place)
         check_refusals(place)
@@ -110,6 +112,16 @@ def check_status(place):
     assert (status["attempt"], status["errors"], status["superseded_by"]) == (1, 0, 0)
 
 
+def check_history(place):
+    answer = place.agent().get("/history", History, timeout_s=10)
+    assert {s.step for s in answer.stalls[0]} <= {1, 2, 3}
+    assert sum(s.saves for s in answer.stalls[0]) == 3
+    assert [(f.step, f.error) for f in answer.flushes["posix"]] == [(1, ""), (2, ""), (3, "")]
+    assert all(f.seconds > 0 and f.size_bytes > 40_000 for f in answer.flushes["posix"])
+    for part, kind in (("stalls", Stall), ("flushes", Flush)):
+        assert reference.column(f"History: `{part}`", "key") == set(kind.__struct_fields__)
+
+
 def check_page(place):
     code, kind, text = get(place.arena, "/")
     assert code == 200
@@ -118,7 +130,7 @@ def check_page(place):
     page.feed(text)
     assert "script" not in page.tags
     assert {"h1", "table", "td"} <= set(page.tags)
-    for word in (place.url, "posix", "trainers", "slots", "steps"):
+    for word in (place.url, "posix", "All is well", "slots", "Steps", "Stalls of rank 0", "Flushes to posix"):
         assert word in page.text
 
 
@@ -128,6 +140,8 @@ def check_privacy(place):
     for path in (*place.arena.glob("slot-*"), *place.arena.glob("*.page"), place.arena / "agent.log"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert stat.S_IMODE((place.arena / SOCKET).stat().st_mode) == 0o600
+    # On a slow machine a second one may have been started, which goes when it finds the first.
+    until(lambda: len(processes.agents(place.arena_dir)) == 1, "one agent")
     [agent] = processes.agents(place.arena_dir)
     maps = Path(f"/proc/{agent.pid}/maps").read_text()
     assert "torch" not in maps
@@ -143,6 +157,9 @@ def check_refusals(place):
         client.post("/prepare", {"nonsense": True}, messages.PrepareAnswer, timeout_s=10)
     with pytest.raises(RunBusyError):
         client.post("/stop", messages.Stop(), messages.Ok, timeout_s=10)
+    status, _, text = get(place.arena, "/stop", method="POST", headers={"Origin": "http://elsewhere.example"})
+    assert status == 400
+    assert "from a browser" in text
     assert place.status()["errors"] == 0
 
 

@@ -1,10 +1,7 @@
 """The agent's tiers: whose unfinished uploads are swept, and what a launch with other settings changes."""
 
-import asyncio
 import os
 import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from tests.unit import store_fixtures as store
@@ -115,12 +112,7 @@ def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
         store.save(tier, 1, 10)
     (tmp_path / "near" / names.manifest_key(CheckpointId(1, 10))).write_bytes(b"noise")
 
-    async def in_thread(work):
-        return work()
-
-    executor = SimpleNamespace(whole=list, held=dict)
-    agent: Any = SimpleNamespace(shelf=shelf, executor=executor, in_thread=in_thread)
-    (info,) = asyncio.run(step_infos(agent))
+    (info,) = step_infos(shelf.view(), [], [])
     shelf.close()
     assert info.tiers == ["far"]
     assert info.problem.startswith("near: ")

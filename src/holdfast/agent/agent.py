@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,11 +19,13 @@ from holdfast.agent.closing import Closing
 from holdfast.agent.executor import Executor
 from holdfast.agent.launches import Launches
 from holdfast.agent.loading import Loading
+from holdfast.agent.looking import Looking
 from holdfast.agent.ownership import Ownership
 from holdfast.agent.poller import Poller, adopted_event
 from holdfast.agent.shelf import Shelf
-from holdfast.agent.status import save_status
+from holdfast.agent.status import save_status, save_status_by_tiers, step_infos
 from holdfast.agent.stopping import StopProposals
+from holdfast.agent.view import AgentView
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError
 from holdfast.lifecycle import events
@@ -56,7 +59,8 @@ class Agent:
         self.settings = settings
         self._done = asyncio.Event()
         self._changed = asyncio.Condition()
-        self._errors: deque[tuple[int, events.Error]] = deque(maxlen=_ERRORS_KEPT)
+        self._errors: deque[tuple[int, float, events.Error]] = deque(maxlen=_ERRORS_KEPT)
+        """Number, Unix time, error."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened = contextlib.AsyncExitStack()
         """What `finish` lets go of, last opened first: so much of it as `start` came to."""
@@ -94,6 +98,7 @@ class Agent:
         self.ownership = Ownership(self, self.executor, self.arena, self.shelf, self.run_page)
         self.loading = Loading(self, self.executor, self.arena, self.shelf)
         self.closing = Closing(self, self.executor, self.launches, self.poller)
+        self.looking = Looking(self, self.executor, self.arena, self.shelf, self.launches, self.run_page)
         self.launches.adopt()
         self.choose_cores()
         await self.ownership.find_again()
@@ -131,6 +136,7 @@ class Agent:
         while not self._done.is_set():
             self.run_page.heartbeat += 1
             self.poller.poll(self.settings.tiers)
+            self.looking.glance()
             self.stopping.poll([t.page for t in self.launches.trainers.values()], complete=self.launches.complete)
             if self.run_page.heartbeat % _WATCH_EVERY == 0:
                 self._watch_trainers()
@@ -224,7 +230,7 @@ class Agent:
         """Keep an error for status and for the trainers' next save."""
         log.error("%s", error.get("message"))
         self.run_page.errors += 1
-        self._errors.append((self.run_page.errors, error))
+        self._errors.append((self.run_page.errors, time.time(), error))
 
     def ended(self, reason: str, error: events.Error | None, *, free: bool) -> None:
         """The run machine needs this agent no more."""
@@ -249,7 +255,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while True:
-            status = await save_status(self, checkpoint)
+            status = await self._save_status(checkpoint)
             left_s = deadline - loop.time()
             if left_s <= 0 or status.settled or any(_settled(status, t) for t in targets):
                 return status
@@ -258,6 +264,25 @@ class Agent:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), min(left_s, 1.0))
 
+    async def _save_status(self, checkpoint: CheckpointId) -> messages.SaveStatus:
+        """From the run machine, else from the slots not yet told, else from what is committed."""
+        known = self.executor.run.status(checkpoint)
+        if known is not None:
+            return save_status(known)
+        occupied = self.arena.find(SlotState.FILLING, SlotState.STAGED, SlotState.HELD)
+        if any((s.page.attempt, s.page.step) == (checkpoint.attempt, checkpoint.step) for s in occupied):
+            return messages.SaveStatus("staged", {})  # since the last poll
+        return save_status_by_tiers(await self.in_thread(self.shelf.view), checkpoint)
+
+    async def step_infos(self) -> list[messages.StepInfo]:
+        """Every step that exists anywhere, oldest first."""
+        shelved = await self.in_thread(self.shelf.view)
+        return step_infos(shelved, self.executor.whole(), self.executor.held().values())
+
+    def view(self) -> AgentView:
+        """Everything, for status, metrics and page."""
+        return self.looking.view([(at_s, error) for _, at_s, error in self._errors])
+
     async def prune(self, body: messages.Prune) -> messages.Ok:
         """A person wants checkpoints gone, memory included; the run machine deletes them tier by tier."""
         self.executor.tell_run(events.PruneAsked(frozenset(body.checkpoints)))
@@ -265,16 +290,8 @@ class Agent:
 
     def errors_since(self, number: int) -> messages.ErrorList:
         """Errors behind the training loop that came after `number`."""
-        news = [dict(e) for n, e in self._errors if n > number]
+        news = [dict(e) for n, _, e in self._errors if n > number]
         return messages.ErrorList(self.run_page.errors, news)
-
-    def last_errors(self) -> list[dict[str, Any]]:
-        """The newest errors, oldest first."""
-        return [dict(e) for _, e in self._errors]
-
-    def newest_committed(self, tier: str) -> int:
-        """The newest step committed on a tier, as far as this agent knows; -1: none."""
-        return max((c.step for c in self.executor.run.committed(tier)), default=-1)
 
 
 def _settled(status: messages.SaveStatus, target: str) -> bool:

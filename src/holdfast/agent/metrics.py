@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from holdfast.agent.view import AgentView, Shelved
 from holdfast.wire.pages import SlotState
 
-if TYPE_CHECKING:
-    from holdfast.agent.agent import Agent
 
+class _ViewCollector(Collector):
+    """One look, told once."""
 
-class _AgentCollector(Collector):
-    """Reads pages and machines when asked; keeps nothing."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, view: AgentView) -> None:
+        self._view = view
 
     def collect(self) -> Iterator[Metric]:
+        view = self._view
         yield from self._arena()
         yield from self._trainers()
         yield from self._tiers()
-        yield CounterMetricFamily("holdfast_errors", "Errors behind the training loop", self._agent.run_page.errors)
-        yield GaugeMetricFamily("holdfast_attempt", "The attempt this agent owns", self._agent.run_page.attempt)
+        yield CounterMetricFamily("holdfast_errors", "Errors behind the training loop", view.error_count)
+        yield GaugeMetricFamily("holdfast_attempt", "The attempt this agent owns", view.attempt)
 
     def _arena(self) -> Iterator[Metric]:
-        arena = self._agent.arena
-        yield GaugeMetricFamily("holdfast_arena_bytes", "Shared memory of all slots", arena.used_bytes)
+        yield GaugeMetricFamily("holdfast_arena_bytes", "Shared memory of all slots", self._view.arena_bytes)
         slots = GaugeMetricFamily("holdfast_slots", "Slots by state", labels=["state"])
+        states = [room.page.state for room in self._view.rooms.values()]
         for state in SlotState:
-            slots.add_metric([state.name.lower()], sum(1 for _ in arena.find(state)))
+            slots.add_metric([state.name.lower()], states.count(state))
         yield slots
 
     def _trainers(self) -> Iterator[Metric]:
@@ -42,12 +40,12 @@ class _AgentCollector(Collector):
         stall = CounterMetricFamily("holdfast_stall_seconds", "Seconds training waited in save", labels=["rank"])
         last = GaugeMetricFamily("holdfast_stall_last_seconds", "The last save's stall", labels=["rank"])
         step = GaugeMetricFamily("holdfast_step", "The rank's current step", labels=["rank"])
-        for rank, trainer in sorted(self._agent.launches.trainers.items()):
-            page = trainer.page
-            saves.add_metric([str(rank)], page.saves)
-            stall.add_metric([str(rank)], page.stall_ns / 1e9)
-            last.add_metric([str(rank)], page.stall_last_ns / 1e9)
-            step.add_metric([str(rank)], page.current_step)
+        for trainer in self._view.trainers:
+            rank = [str(trainer.rank)]
+            saves.add_metric(rank, trainer.saves)
+            stall.add_metric(rank, trainer.stall_s)
+            last.add_metric(rank, trainer.stall_last_s)
+            step.add_metric(rank, trainer.step)
         yield from (saves, stall, last, step)
 
     def _tiers(self) -> Iterator[Metric]:
@@ -56,26 +54,28 @@ class _AgentCollector(Collector):
         lagging = GaugeMetricFamily("holdfast_tier_lagging", "1 while a tier lags", labels=["tier"])
         degraded = GaugeMetricFamily("holdfast_tier_degraded", "1 while a tier fails", labels=["tier"])
         newest = GaugeMetricFamily("holdfast_committed_step", "Newest step committed on a tier", labels=["tier"])
+        oldest = GaugeMetricFamily(
+            "holdfast_flush_lag_seconds", "Age of the oldest image not there yet", labels=["tier"]
+        )
         files = GaugeMetricFamily("holdfast_recyclable_files", "Files that wait for new images", labels=["tier"])
         room = GaugeMetricFamily("holdfast_recyclable_bytes", "Their bytes", labels=["tier"])
-        views = {v.name: v for v in self._agent.executor.node.tiers()}
-        for rule in self._agent.settings.tiers:
-            if rule.is_memory:
-                continue
-            state = views.get(rule.name)
-            n_bytes, seconds = self._agent.shelf.flushed.get(rule.name, (0, 0.0))
-            flushed.add_metric([rule.name], n_bytes)
-            spent.add_metric([rule.name], seconds)
-            lagging.add_metric([rule.name], int(state is not None and state.lagging))
-            degraded.add_metric([rule.name], int(state is not None and state.degraded is not None))
-            newest.add_metric([rule.name], self._agent.newest_committed(rule.name))
-            for family, value in zip((files, room), self._agent.shelf.recyclable(rule.name), strict=True):
-                family.add_metric([rule.name], value)
-        yield from (flushed, spent, lagging, degraded, newest, files, room)
+        known = {v.name: v for v in self._view.tiers}
+        for name in (r.name for r in self._view.settings.tiers if not r.is_memory):
+            state = known.get(name)
+            shelved = self._view.shelved.get(name, Shelved())
+            flushed.add_metric([name], shelved.flushed_bytes)
+            spent.add_metric([name], shelved.flush_s)
+            lagging.add_metric([name], int(state is not None and state.lagging))
+            degraded.add_metric([name], int(state is not None and state.degraded is not None))
+            newest.add_metric([name], self._view.newest_committed(name))
+            oldest.add_metric([name], self._view.oldest_s(name))
+            files.add_metric([name], shelved.recyclable_files)
+            room.add_metric([name], shelved.recyclable_bytes)
+        yield from (flushed, spent, lagging, degraded, newest, oldest, files, room)
 
 
-def metrics_text(agent: Agent) -> bytes:
+def metrics_text(view: AgentView) -> bytes:
     """Everything above, as the scrape answers it."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_AgentCollector(agent))
+    registry.register(_ViewCollector(view))
     return generate_latest(registry)

@@ -17,7 +17,7 @@ from aiohttp import web
 from holdfast.agent.agent import Agent
 from holdfast.agent.metrics import metrics_text
 from holdfast.agent.page import render_page
-from holdfast.agent.status import status_of, step_infos
+from holdfast.agent.status import status_of
 from holdfast.errors import AgentError, HoldfastError, UsageError
 from holdfast.model.identity import CheckpointId
 from holdfast.wire import messages
@@ -52,6 +52,7 @@ class Server:
         add("POST", "/stop", self._posted(messages.Stop, agent.closing.stop))
         add("GET", "/errors", self.errors)
         add("GET", "/status", self.status)
+        add("GET", "/history", self.history)
         add("GET", "/metrics", self.metrics)
         add("GET", "/", self.page)
 
@@ -106,19 +107,24 @@ class Server:
         return _json(await self._agent.save_status(CheckpointId(attempt, step), targets=targets, wait_s=wait_s))
 
     async def steps(self, request: web.Request) -> web.Response:
-        return _json(await step_infos(self._agent))
+        return _json(await self._agent.step_infos())
 
     async def errors(self, request: web.Request) -> web.Response:
         return _json(self._agent.errors_since(_int(request, "since") or 0))
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(status_of(self._agent))
+        return _json(status_of(self._agent.view()))
+
+    async def history(self, request: web.Request) -> web.Response:
+        return _json(self._agent.looking.history())
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=metrics_text(self._agent), content_type="text/plain", charset="utf-8")
+        return web.Response(body=metrics_text(self._agent.view()), content_type="text/plain", charset="utf-8")
 
     async def page(self, request: web.Request) -> web.Response:
-        return web.Response(text=render_page(status_of(self._agent)), content_type="text/html")
+        view = self._agent.view()
+        text = render_page(status_of(view), self._agent.looking.history())
+        return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
 @web.middleware
@@ -128,6 +134,7 @@ async def _errors(
     """Refuse other users; turn our errors into JSON, and anything else too: nothing is swallowed."""
     try:
         _same_user(request)
+        _no_foreign_page(request)
         return await handler(request)
     except HoldfastError as e:
         return _refusal(_STATUS.get(e.kind, 400 if not e.retryable else 503), e)
@@ -161,6 +168,15 @@ def _same_user(request: web.Request) -> None:
     own = Path("/proc/self").stat().st_uid
     if uid not in (own, 0):
         raise AgentError(f"user {uid} may not speak to the agent of user {own}", hint="run as the job's user")
+
+
+def _no_foreign_page(request: web.Request) -> None:
+    """Where a person forwards the socket to a port, any web page they visit could send calls there: it may only look.
+
+    Browsers say where a call comes from; trainers and commands have nothing to say.
+    """
+    if request.method not in ("GET", "HEAD") and "Origin" in request.headers:
+        raise UsageError(f"{request.method} {request.path} from a browser", hint="use the command line")
 
 
 def _json(value: object) -> web.Response:

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast.agent.history import FlushLog
 from holdfast.agent.late import LateTier
 from holdfast.config import Settings
 from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError
@@ -76,7 +76,7 @@ class Shelf:
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
         self.fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="holdfast-fetch")
         self.faulting = ThreadPoolExecutor(1, thread_name_prefix="holdfast-fault")
-        self.flushed: dict[str, tuple[int, float]] = {}
+        self.flushes = FlushLog()
         self._manifests: dict[CheckpointId, Manifest] = {}
         self._lock = threading.Lock()
         for rule in settings.tiers:
@@ -248,11 +248,8 @@ class Shelf:
     # -- flush, commit, delete ----------------------------------------------------------------------------------------
     def upload(self, tier: str, source: flush.Source) -> None:
         """Flush an image. Raises: see store.flush."""
-        began = time.monotonic()
-        flush.flush_while_sealed(self.tiers[tier], source, self._parts[tier])
-        with self._lock:
-            n_bytes, seconds = self.flushed.get(tier, (0, 0.0))
-            self.flushed[tier] = (n_bytes + len(source.buffer), seconds + time.monotonic() - began)
+        with self.flushes.noting(tier, source.image, len(source.buffer)):
+            flush.flush_while_sealed(self.tiers[tier], source, self._parts[tier])
 
     def check_whole(self, checkpoint: CheckpointId, images: tuple[KnownImage, ...], first: memoryview | None) -> None:
         """Build the manifest: proves that the images cover every tensor. It is kept for the commits.

@@ -30,6 +30,10 @@ class Page:
     lead: str
     good: bool = True
     parts: list[str] = field(default_factory=list)
+    tone: str = ""
+    """Class of the verdict; empty: "bad" where it is not good."""
+    refresh_s: int = 0
+    """The browser loads the page again after so long; 0: it does not."""
 
     def add(self, *markup: str) -> None:
         self.parts += markup
@@ -43,9 +47,11 @@ class Page:
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             '<meta name="color-scheme" content="light dark">'
         )
+        if self.refresh_s:
+            head += f'<meta http-equiv="refresh" content="{self.refresh_s}">'
         head += tag("title", escape(self.title)) + tag("style", style)
         banner = tag("p", escape(self.title), class_="over")
-        banner += tag("h1", escape(self.verdict), class_=None if self.good else "bad")
+        banner += tag("h1", escape(self.verdict), class_=self.tone or (None if self.good else "bad"))
         banner += tag("p", escape(self.lead), class_="lead")
         body = tag("header", banner) + "".join(self.parts)
         return "<!doctype html>\n" + tag("html", tag("head", head) + tag("body", tag("main", body)), lang="en") + "\n"
@@ -56,14 +62,40 @@ def paragraph(words: str) -> str:
     return tag("p", escape(words))
 
 
-def cards(items: Iterable[Card]) -> str:
-    """Numbers side by side."""
-    return tag("div", "".join(_card(item) for item in items), class_="cards")
+def cards(items: Iterable[Card], *, small: bool = False) -> str:
+    """Numbers side by side; `small`: four in a row where there is room for it, else three."""
+    return tag("div", "".join(_card(item) for item in items), class_="cards small" if small else "cards")
 
 
 def _card(card: Card) -> str:
     note = tag("small", escape(card.note)) if card.note else ""
     return tag("div", tag("span", escape(card.label)) + tag("b", escape(card.value)) + note, class_="card")
+
+
+def pill(words: str, kind: str) -> str:
+    """A word on a coloured ground: `kind` is ok, warn, bad or idle."""
+    return tag("span", escape(words), class_=f"pill {kind}")
+
+
+def callout(kind: str, what: str, todo: str = "") -> str:
+    """Something to be noticed, and what to do about it."""
+    return tag("div", tag("b", escape(what)) + (tag("p", escape(todo)) if todo else ""), class_=f"callout {kind}")
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and their values, one pair a line."""
+    pairs = (tag("dt", escape(name)) + tag("dd", escape(value)) for name, value in rows)
+    return tag("dl", "".join(pairs), class_="facts")
+
+
+def block(heading: str, *markup: str, mark: str = "") -> str:
+    """A box with a heading and, beside it, a mark such as a `pill`."""
+    return tag("div", tag("h3", escape(heading) + mark) + "".join(markup), class_="block")
+
+
+def blocks(items: Iterable[str]) -> str:
+    """Boxes or drawings side by side, as many as fit."""
+    return tag("div", "".join(items), class_="blocks")
 
 
 def figure(drawing: str, caption: str = "", key: Sequence[tuple[str, str]] = ()) -> str:

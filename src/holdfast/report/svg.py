@@ -71,6 +71,8 @@ class Drawing:
     height: float
     title: str
     marks: list[str] = field(default_factory=list)
+    kind: str = ""
+    """Its class in `page.css`."""
 
     def add(self, *marks: str) -> None:
         self.marks += marks
@@ -96,7 +98,9 @@ class Drawing:
     def render(self) -> str:
         box = f"0 0 {_text(float(self.width))} {_text(float(self.height))}"
         head = tag("title", escape(self.title))
-        return tag("svg", head + "".join(self.marks), viewBox=box, role="img", aria_label=self.title)
+        return tag(
+            "svg", head + "".join(self.marks), viewBox=box, role="img", aria_label=self.title, class_=self.kind or None
+        )
 
 
 def _note(words: str) -> str:

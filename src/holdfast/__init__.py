@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from holdfast.config import Config, TierConfig
     from holdfast.errors import HoldfastError
     from holdfast.trainer.checkpointer import Checkpointer
+    from holdfast.trainer.encoders import register
     from holdfast.trainer.per_rank import per_rank
     from holdfast.trainer.save import Save
 
-__all__ = ["Checkpointer", "Config", "HoldfastError", "Save", "TierConfig", "__version__", "per_rank"]
+__all__ = ["Checkpointer", "Config", "HoldfastError", "Save", "TierConfig", "__version__", "per_rank", "register"]
 
 __version__ = "0.1.0.dev0"
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Save": "holdfast.trainer.save",
     "TierConfig": "holdfast.config",
     "per_rank": "holdfast.trainer.per_rank",
+    "register": "holdfast.trainer.encoders",
 }
 
 

@@ -26,7 +26,8 @@ def piece(draw, fqn):
     offsets = tuple(draw(st.integers(0, n)) for n in shape) if draw(st.booleans()) else (0,) * len(shape)
     lengths = tuple(draw(st.integers(0, n - o)) for n, o in zip(shape, offsets, strict=True)) if any(offsets) else shape
     dtype, itemsize = draw(st.sampled_from(DTYPES))
-    return Piece(fqn, offsets, lengths, shape, dtype, itemsize, draw(st.none() | st.integers(0, 7)))
+    form = draw(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+    return Piece(fqn, offsets, lengths, shape, dtype, itemsize, draw(st.none() | st.integers(0, 7)), form)
 
 
 @st.composite

@@ -123,6 +123,8 @@ ALTERED = {
     "shape beyond reason": nested("pieces", lambda p: p["b[1:3,0:4]"].update(shape=[2**62, 2**62])),
     "another fqn than the name": nested("pieces", lambda p: p["b[1:3,0:4]"].update(fqn="x")),
     "another size than the entry": nested("pieces", lambda p: p["c"].update(lengths=[3])),
+    "form of no end": nested("pieces", lambda p: p["c"].update(form="x" * 65537)),
+    "form that is none": nested("pieces", lambda p: p["c"].update(form=7)),
     "itemsize nil": nested("pieces", lambda p: p["c"].update(itemsize=0)),
     "dtype no name": nested("pieces", lambda p: p["c"].update(dtype="__import__('os')")),
     "lone surrogate": lambda h: h.update({"\ud800": h.pop("a")}),

@@ -12,13 +12,18 @@ from holdfast.trainer.capture import Capture
 from holdfast.trainer.compare import fingerprints, first_difference
 from holdfast.trainer.shares import assign
 from holdfast.trainer.stage import Stager, copy, views_of
+from holdfast.trainer.values import copyable
 
 pytestmark = pytest.mark.torch
 
 NAMES = ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 NAMES += ["float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"]
 NAMES += ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"]
+NAMES += [f"{kind}{n}" for kind in ("int", "uint") for n in range(1, 8)]
+NAMES += ["bits1x8", "bits2x4", "bits4x2", "bits8", "bits16"]
 DTYPES = [getattr(torch, name) for name in NAMES if hasattr(torch, name)]
+
+SMALL = getattr(torch, "uint4", torch.uint8)
 
 
 def random_bits(shape, dtype, seed=0):
@@ -31,7 +36,8 @@ def random_bits(shape, dtype, seed=0):
 
 
 def bits(tensor):
-    return bytes(tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy())
+    plain = copyable(tensor.detach().as_subclass(torch.Tensor)).resolve_conj().resolve_neg().contiguous()
+    return bytes(plain.reshape(-1).view(torch.uint8).numpy())
 
 
 def stored(sources, name):
@@ -72,7 +78,29 @@ def odd_tensors():
         "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
         "large": torch.randn(300, 1000),
         "misaligned": torch.zeros(9, dtype=torch.uint8)[1:5],
+        "channels last 3d": torch.randn(2, 3, 2, 4, 5).to(memory_format=torch.channels_last_3d),
+        "channels last parameter": torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)),
+        "less than a byte, strided": random_bits((4, 6), torch.uint8).view(SMALL).t(),
+        "inference": inference(torch.randn(3, 4)),
+        "inference, strided": inference(torch.randn(3, 4)).t(),
+        "inference, conjugate": inference(torch.randn(3, 4, dtype=torch.complex64)).conj(),
+        "a subclass of no consequence": torch.randn(3, 4).t().as_subclass(Talkative),
     }
+
+
+def inference(tensor):
+    with torch.inference_mode():
+        return tensor.clone()
+
+
+class Talkative(torch.Tensor):
+    """Sees every call of torch, and changes none of its bytes."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if "copy" in func.__name__:
+            raise AssertionError("a copy of bytes is no business of a subclass")
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def test_every_layout_is_stored_bit_by_bit():
@@ -87,7 +115,10 @@ def test_every_layout_is_filled_in_place():
     places = {name: (tensor, tensor.data_ptr()) for name, tensor in live.items()}
     fill(live, images_of(state))
     for name, tensor in live.items():
-        assert (tensor, tensor.data_ptr()) == places[name], name
+        before, address = places[name]
+        assert tensor is before, name
+        assert tensor.data_ptr() == address, name
+        assert tensor.stride() == state[name].stride(), name
         assert bits(tensor) == bits(state[name]), name
 
 

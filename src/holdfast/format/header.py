@@ -212,6 +212,7 @@ def _piece(name: str, record: EntryRecord, note: PieceNote | None, world_size: i
         dtype=dtype,
         itemsize=itemsize,
         owner_rank=note.owner_rank,
+        form=note.form,
     )
     check_piece(piece, world_size)
     stored_as_bytes = piece.dtype not in SAFETENSORS

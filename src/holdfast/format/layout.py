@@ -119,7 +119,7 @@ def table_bytes(table_start: int) -> int:
 def note_of(name: str, piece: Piece) -> PieceNote | None:
     """What `holdfast.pieces` must say of an entry; None if name, dtype and shape say it all."""
     known = piece.dtype in SAFETENSORS
-    if known and piece.is_whole and piece.owner_rank is None and name == piece.fqn:
+    if known and piece.is_whole and piece.owner_rank is None and piece.form is None and name == piece.fqn:
         return None
     return PieceNote(
         fqn=None if name == piece.fqn else piece.fqn,
@@ -129,6 +129,7 @@ def note_of(name: str, piece: Piece) -> PieceNote | None:
         dtype=None if known else piece.dtype,
         itemsize=None if known else piece.itemsize,
         owner_rank=piece.owner_rank,
+        form=piece.form,
     )
 
 

@@ -17,6 +17,7 @@ MAX_BYTES = 2**62
 MAX_DIMS = 64
 MAX_TEXT = 4096
 MAX_ITEMSIZE = 64
+MAX_FORM = 65536
 
 _STRUCTURE = re.compile(r"[0-9A-Za-z_.:-]{0,128}")
 _DTYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -67,6 +68,8 @@ def check_piece(piece: Piece, world_size: int) -> None:
         raise UsageError(f"{fqn[:80]}: {piece.dtype[:80]!r} of {piece.itemsize} bytes is no dtype")
     if piece.owner_rank is not None and not 0 <= piece.owner_rank < world_size:
         raise UsageError(f"{fqn[:80]}: owner rank {piece.owner_rank} is not in a world of {world_size}")
+    if piece.form is not None and len(piece.form) > MAX_FORM:
+        raise UsageError(f"{fqn[:80]}: its form has {len(piece.form)} characters, the limit is {MAX_FORM}")
 
 
 @lru_cache(4096)  # an image has few distinct rectangles, and this runs at every layout and every parse

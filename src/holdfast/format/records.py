@@ -64,6 +64,7 @@ class PieceNote(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, 
     dtype: str | None = None
     itemsize: Size | None = None
     owner_rank: Size | None = None
+    form: str | None = None
 
 
 def strictly(data: bytes, as_type: type[T], what: str) -> T:

@@ -28,6 +28,8 @@ class Piece:
     itemsize: int
     owner_rank: int | None = None
     """Set for values marked `per_rank`: this piece belongs to that rank alone."""
+    form: str | None = None
+    """Set where a tensor of the user's is stored as several: how they make it, as tagged JSON (docs/format.md)."""
 
     @property
     def is_whole(self) -> bool:

@@ -24,7 +24,7 @@ from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
 from holdfast.trainer.selection import Selection
 from holdfast.trainer.stage import copy, rectangle, views_of
-from holdfast.trainer.values import dtype_of
+from holdfast.trainer.values import copyable, dtype_of
 from holdfast.trainer.walk import DICTS, Walk
 
 __all__ = ["ByteRange", "LoadPlan", "Source", "plains_needed", "plan_load"]
@@ -143,7 +143,7 @@ def plan_load(
     matcher.note_unexpected()
     copies = _once_each(matcher)
     matcher.differences.check(fits=matcher.fits, strict=strict)
-    return LoadPlan(sources, copies, builds, matcher.differences)
+    return LoadPlan(sources, copies, [*matcher.first, *builds], matcher.differences)
 
 
 def plains_needed(
@@ -207,11 +207,13 @@ def _is_one_move(destination: torch.Tensor, entry: Entry) -> bool:
 
 
 def _copy_into_live(destinations: list[torch.Tensor], saved: list[torch.Tensor]) -> None:
-    """One call for all, but for live tensors that are a conjugate or a negative of their memory: it takes none."""
-    odd = [d.is_conj() or d.is_neg() for d in destinations]
+    """One call for all, but for live tensors that are a conjugate or a negative of their memory, or made for inference:
+    it takes none of these."""
+    destinations = list(map(copyable, destinations))
+    odd = [d.is_conj() or d.is_neg() or d.is_inference() for d in destinations]
     if any(odd):
-        with torch.no_grad():
-            for d, s in compress(zip(destinations, saved, strict=True), odd):
+        for d, s in compress(zip(destinations, saved, strict=True), odd):
+            with torch.inference_mode(d.is_inference()), torch.no_grad():
                 d.copy_(s)
         destinations = [d for d, o in zip(destinations, odd, strict=True) if not o]
         saved = [s for s, o in zip(saved, odd, strict=True) if not o]

@@ -12,6 +12,7 @@ from holdfast.errors import UnsupportedValueError
 from holdfast.format.checksum import crc64nvme
 from holdfast.trainer import values
 from holdfast.trainer.capture import Captured
+from holdfast.trainer.values import copyable
 
 
 def fingerprints(captured: Captured, *, besides: Collection[str] = ()) -> dict[str, int]:
@@ -69,5 +70,5 @@ def _digest(value: Any) -> str:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    host = copyable(tensor.detach()).resolve_conj().resolve_neg().cpu().contiguous()
     return crc64nvme(host.reshape(-1).view(torch.uint8).numpy().data)

@@ -8,23 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from holdfast.format.plain import TensorRef
+from holdfast.format.plain import Opaque, TensorRef
 from holdfast.trainer.differences import Differences
+from holdfast.trainer.encoders import by_tag
 from holdfast.trainer.match_optimizer import match_optimizer
 from holdfast.trainer.match_part import match_part
+from holdfast.trainer.match_parts import match_parts, new_parts, same_parts
 from holdfast.trainer.modules import loads_itself, state_dict_of
+from holdfast.trainer.parts import Form, is_simple, parts_of
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.placing import MISSING, Build, adopt, give, put, refill, replace, set_mark
 from holdfast.trainer.saved import OWN_PATHS, Saved, SavedTensor
 from holdfast.trainer.selection import Selection
 from holdfast.trainer.values import GeneratorState, dtype_name, dtype_of
 from holdfast.trainer.walk import DICTS, Walk, is_stateful, rebuild
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Matcher:
         copies: (live tensor, what it gets).
         created: tensors allocated for what has no live counterpart, by rank of the scope and name.
         unfit: ids of live tensors that the checkpoint has nothing for; their optimizer state is not taken either.
+        first: what to do before anything is put in place: tensors made anew are copied over live ones.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Matcher:
         self.unfit: set[int] = set()
         self.copies: list[tuple[torch.Tensor, SavedTensor]] = []
         self.created: dict[tuple[int | None, str], torch.Tensor] = {}
+        self.first: list[Build] = []
         self._modules, self._optimizers = live.modules, live.optimizers
         self._rank, self._world_size = rank, world_size
         self._shared = Scope(None, saved.tree(0))
@@ -141,7 +148,16 @@ class Matcher:
         """Have `live` filled from the tensor of that name."""
         if not self.selection.takes(name):
             return
+        parts = None if is_simple(live) else parts_of(name, live)
+        if parts is not None:
+            if not match_parts(self, name, live, parts, scope):
+                self.unfit.add(id(live))
+            return
         found = self.use(name, scope)
+        if found is None and (form := self.saved.forms(scope.rank).get(name)) is not None:
+            self.same_form(name, live, form)
+            self.unfit.add(id(live))
+            return
         if found is not None and self.same_form(name, live, found):
             self.copies.append((live, found))
             return
@@ -149,8 +165,11 @@ class Matcher:
         if found is None:
             self.differences.note("missing", name, form_of(live))
 
-    def same_form(self, name: str, live: torch.Tensor, found: SavedTensor) -> bool:
+    def same_form(self, name: str, live: torch.Tensor, found: SavedTensor | Form) -> bool:
         """Whether shape and dtype are the same; else that is noted."""
+        parts = None if is_simple(live) else parts_of(name, live)
+        if parts is not None or isinstance(found, Form):
+            return same_parts(self, name, form_of(live) if parts is None else parts.form, found)
         if found.shape != tuple(live.shape):
             self.differences.note("shape", name, form_of(live), str(found))
         elif found.dtype != dtype_name(live.dtype):
@@ -164,24 +183,35 @@ class Matcher:
         self._used.add((scope.rank, name))
         return self.saved.find(name, scope.rank)
 
-    def new(self, value: Any, scope: Scope) -> Build:
-        """A saved value without live counterpart: its tensors are allocated."""
+    def new(self, value: Any, scope: Scope, device: torch.device = _CPU) -> Build:
+        """A saved value without live counterpart: its tensors are allocated.
+
+        Raises: StructureError: it is of a type that is not registered here.
+        """
         if isinstance(value, TensorRef):
-            found = self.use(value.fqn, scope)
-            if found is None:
-                self.differences.note("missing", value.fqn)
-                return lambda: None
-            tensor = self.create(found, scope, torch.device("cpu"))
-            return lambda: tensor
+            return self._new_tensor(value.fqn, scope, device)
+        if isinstance(value, Opaque):
+            taught, inner = by_tag(value), self.new(value.value, scope, device)
+            return lambda: give(taught.name, cast("Build", taught.decode), inner())
         if isinstance(value, GeneratorState):
             return value.restore
         if type(value) in DICTS:
-            pairs = [(k, self.new(v, scope)) for k, v in value.items()]
+            pairs = [(k, self.new(v, scope, device)) for k, v in value.items()]
             return lambda: rebuild(value, [(k, build()) for k, build in pairs])
         if type(value) in (list, tuple):
-            items = [self.new(v, scope) for v in value]
+            items = [self.new(v, scope, device) for v in value]
             return lambda: type(value)(build() for build in items)
         return lambda: value
+
+    def _new_tensor(self, name: str, scope: Scope, device: torch.device) -> Build:
+        if name in self.saved.forms(scope.rank):
+            return new_parts(self, name, scope, device)
+        found = self.use(name, scope)
+        if found is None:
+            self.differences.note("missing", name)
+            return lambda: None
+        tensor = self.create(found, scope, device)
+        return lambda: tensor
 
     def create(
         self, found: SavedTensor, scope: Scope, device: torch.device, like: torch.Tensor | None = None
@@ -253,7 +283,7 @@ class Matcher:
         block = self._modules.get((path, scope.rank is not None))
         if block is None or loads_itself(module):
             return self._asked_module(path, module, scope)
-        for name, tensor in zip(block.names, block.tensors, strict=True):
+        for name, tensor, _ in block.items():
             self.tensor(name, tensor, scope)
         return lambda: module
 

@@ -19,7 +19,9 @@ from torch.optim import Optimizer
 
 from holdfast.format.plain import TensorRef
 from holdfast.trainer import values
+from holdfast.trainer.match_parts import new_parts
 from holdfast.trainer.optimizers import GROUPS, NOT_SETTINGS, STATE, Named
+from holdfast.trainer.parts import Form
 from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import SavedTensor
 from holdfast.trainer.twin import Entries, forecast
@@ -47,7 +49,7 @@ class _State:
 
     name: str
     parameter: torch.Tensor
-    tensors: Mapping[str, SavedTensor]
+    tensors: Mapping[str, SavedTensor | Form]
     rest: Mapping[str, Any]
     expected: Entries
 
@@ -118,7 +120,7 @@ class _Work:
             builds: dict[str, Build] = {}
             for key in sorted(one.tensors, key=_order(expected)):
                 builds[key] = self._entry(name, key, parameter, self.named.optimizer.param_groups[g], expected.get(key))
-            builds |= {key: self.matcher.new(value, self.scope) for key, value in one.rest.items()}
+            builds |= {key: self.matcher.new(value, self.scope, parameter.device) for key, value in one.rest.items()}
             yield parameter, builds
 
     def _unfit(self, one: _State, *, foretold: bool) -> str:
@@ -139,20 +141,23 @@ class _Work:
         return "" if all(forms) and same_keys else "not all of it fits"
 
     def _pass_over(self, one: _State, why: str) -> None:
-        for key in one.tensors:  # not told a second time, as only in the checkpoint
-            self.matcher.use(self.named.state_name(one.name, key), self.scope)
+        for key, found in one.tensors.items():  # not told a second time, as only in the checkpoint
+            fqn = self.named.state_name(one.name, key)
+            for name in [f"{fqn}.{leaf}" for leaf in found.leaves()] if isinstance(found, Form) else [fqn]:
+                self.matcher.use(name, self.scope)
         if one.keys:
             self.notes.note("state", f"{self.named.path}.{STATE}.{one.name}", why, ", ".join(map(str, one.keys)))
 
-    def _saved_tensors(self) -> dict[str, dict[str, SavedTensor]]:
+    def _saved_tensors(self) -> dict[str, dict[str, SavedTensor | Form]]:
         """The tensors among the saved entries, by parameter and key."""
         prefix = f"{self.named.path}.{STATE}."
         saved, rank = self.matcher.saved, self.scope.rank
-        found: dict[str, dict[str, SavedTensor]] = {}
-        for fqn in saved.shared if rank is None else saved.own.get(rank, {}):
+        found: dict[str, dict[str, SavedTensor | Form]] = {}
+        part, forms = saved.shared if rank is None else saved.own.get(rank, {}), saved.forms(rank)
+        for fqn in (*part, *forms):
             if fqn.startswith(prefix):
                 name, _, key = fqn[len(prefix) :].rpartition(".")
-                tensor = saved.find(fqn, rank)
+                tensor = forms.get(fqn) or saved.find(fqn, rank)
                 if name in self.group_of and tensor is not None:
                     found.setdefault(name, {})[key] = tensor
         return found
@@ -164,9 +169,12 @@ class _Work:
             if isinstance(live, torch.Tensor):
                 self.matcher.tensor(fqn, live, self.scope)
                 return lambda: live
+        device = _device(key, parameter, group, expected)
+        if fqn in self.matcher.saved.forms(self.scope.rank):
+            return new_parts(self.matcher, fqn, self.scope, device, like=expected)
         found = self.matcher.use(fqn, self.scope)
         assert found is not None
-        made = self.matcher.create(found, self.scope, _device(key, parameter, group, expected), like=parameter)
+        made = self.matcher.create(found, self.scope, device, like=parameter)
         return lambda: made
 
     def _compare_keys(self, one: _State) -> bool:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from holdfast.trainer.parts import Parts, form_text, is_simple, parts_of
 from holdfast.trainer.structure import Kind
 
 Container = dict[Any, Any] | list[Any] | set[Any]
@@ -26,16 +27,53 @@ _SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _LOADING = ("load_state_dict", "set_extra_state")
 
 
+class Composite(NamedTuple):
+    """A tensor that is stored as several."""
+
+    name: str
+    tensor: torch.Tensor
+    kind: Kind
+    parts: Parts
+
+
 class Block:
-    """Tensors found together, as parallel lists. `own`: marked `per_rank`."""
+    """Tensors found together, as parallel lists. `own`: marked `per_rank`.
+
+    Of a tensor that is stored as several the lists have the parts; `forms` has what makes it, by name of the first one.
+    """
 
     def __init__(self, own: bool) -> None:
         self.own = own
         self.names: list[str] = []
         self.tensors: list[torch.Tensor] = []
         self.kinds: list[Kind] = []
+        self.forms: dict[str, str] = {}
+        self.composites: list[Composite] = []
 
     def add(self, name: str, tensor: torch.Tensor, kind: Kind) -> None:
+        """Raises: UnsupportedValueError: it cannot be taken apart."""
+        parts = None if is_simple(tensor) else parts_of(name, tensor)
+        if parts is None:
+            self._put(name, tensor, kind)
+            return
+        self.composites.append(Composite(name, tensor, kind, parts))
+        self.forms[f"{name}.{next(parts.form.leaves())}"] = form_text(name, tensor, parts.form)
+        for leaf, part in parts.tensors.items():
+            self._put(f"{name}.{leaf}", part, kind)
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor, Kind]]:
+        """The tensors as the user has them: one that is stored as several is one."""
+        parts = {f"{c.name}.{leaf}" for c in self.composites for leaf in c.parts.tensors}
+        for name, tensor, kind in zip(self.names, self.tensors, self.kinds, strict=True):
+            if name not in parts:
+                yield name, tensor, kind
+        yield from (composite[:3] for composite in self.composites)
+
+    def same_parts(self) -> bool:
+        """Whether tensors that are stored as several still have the same parts."""
+        return all(c.parts.same(parts_of(c.name, c.tensor)) for c in self.composites)
+
+    def _put(self, name: str, tensor: torch.Tensor, kind: Kind) -> None:
         self.names.append(name)
         self.tensors.append(tensor)
         self.kinds.append(kind)
@@ -88,7 +126,7 @@ class PlainModule(Block):
                 self.add(join(name, key), buffer, "buffer")
 
     def unchanged(self) -> bool:
-        return identical(map(type, self._modules), self._classes) and self._watch.unchanged()
+        return identical(map(type, self._modules), self._classes) and self._watch.unchanged() and self.same_parts()
 
 
 def _containers(parts: Sequence[Module]) -> Iterable[Container]:

@@ -117,7 +117,7 @@ class OptimizerBlock(Block):
 
     def unchanged(self) -> bool:
         """Plain entries change with each step, so with them the answer is no."""
-        return self.only_tensors and self._watch.unchanged()
+        return self.only_tensors and self._watch.unchanged() and self.same_parts()
 
     def _check_strangers(self) -> None:
         state = self.named.optimizer.state
@@ -132,7 +132,7 @@ class OptimizerBlock(Block):
 
 
 def _without_memory(entries: Entries) -> Entries:
-    return {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in entries.items()}
+    return {k: v.to("meta") if isinstance(v, torch.Tensor) and not v.is_meta else v for k, v in entries.items()}
 
 
 def _containers(optimizer: Optimizer) -> Iterable[Container]:

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from holdfast.errors import UnsupportedValueError
 from holdfast.format.records import RESERVED
 from holdfast.trainer.modules import Block
+from holdfast.trainer.parts import is_distributed
 from holdfast.trainer.structure import Kind, Structure, TensorSpec
 from holdfast.trainer.values import dtype_name
 
@@ -39,11 +40,14 @@ class Picture:
     shapes: list[torch.Size]
     dtypes: list[torch.dtype]
     addresses: list[int]
+    forms: dict[str, str]
+    """By name: what makes a tensor of its parts, of which this is the first."""
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> Picture:
         names, kinds, own, tensors = _columns(blocks)
-        return cls(names, kinds, own, tensors, _shapes(names, tensors), list(map(_dtype, tensors)), _addresses(tensors))
+        shapes, dtypes = _shapes(names, tensors), list(map(_dtype, tensors))
+        return cls(names, kinds, own, tensors, shapes, dtypes, _addresses(tensors), _forms(blocks))
 
     def next(self, blocks: Sequence[Block]) -> Picture | None:
         """The picture now: itself if nothing changed, None if names, shapes, dtypes or ties did.
@@ -55,6 +59,7 @@ class Picture:
             names == self.names
             and kinds == self.kinds
             and own == self.own
+            and _forms(blocks) == self.forms
             and all(map(is_, map(_dtype, tensors), self.dtypes))
             and all(map(eq, map(_shape, tensors), self.shapes))
         )
@@ -91,7 +96,8 @@ class Picture:
             check_tensor(name, tensor)
             if own or name not in aliases:
                 dtype = tensor.dtype
-                parts[own][name] = TensorSpec(tuple(tensor.shape), dtype_name(dtype), dtype.itemsize, kind)
+                form = self.forms.get(name)
+                parts[own][name] = TensorSpec(tuple(tensor.shape), dtype_name(dtype), dtype.itemsize, kind, form)
         return Structure(*parts, aliases)
 
     def tensors_of(self, structure: Structure) -> tuple[Tensors, Tensors]:
@@ -135,6 +141,10 @@ def _columns(blocks: Sequence[Block]) -> tuple[list[str], list[Kind], list[bool]
     )
 
 
+def _forms(blocks: Sequence[Block]) -> dict[str, str]:
+    return {name: form for block in blocks for name, form in block.forms.items()}
+
+
 def _shapes(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[torch.Size]:
     try:
         return list(map(_shape, tensors))
@@ -171,17 +181,29 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise UnsupportedValueError(f"a tensor cannot be named {name!r}", hint="rename the key")
 
 
-def _why_not(tensor: torch.Tensor) -> tuple[str, str] | None:
+def _why_not(tensor: torch.Tensor) -> tuple[str, str] | None:  # noqa: PLR0911  (one per reason)
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "has no shape yet", "run the model once before the first save or load"
-    if hasattr(tensor, "__tensor_flatten__"):  # DTensor, quantized and other wrappers
-        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    if is_distributed(tensor):
         return f"is a {kind}", "only plain tensors can be saved yet"
-    if tensor.layout != torch.strided or tensor.is_nested:
-        return f"has the layout {tensor.layout}", "only dense tensors can be saved; save its parts"
+    if tensor.is_nested:
+        return "is nested", "save its values() and offsets()"
+    if tensor.layout != torch.strided:
+        return f"has the layout {tensor.layout}", "save what it is made of"
     if tensor.is_quantized:
-        return "is quantized", "save its int_repr(), scales and zero points"
+        return f"is quantized as {tensor.dtype}", "save its int_repr(), scale and zero point"
+    if hasattr(tensor, "__tensor_flatten__") or not _has_own_bytes(tensor):
+        return f"is a {kind}, whose bytes are not all there is to it", (
+            f"holdfast.register({type(tensor).__name__}, name=..., encode=..., decode=...): encode gives plain tensors"
+        )
     return None
+
+
+def _has_own_bytes(tensor: torch.Tensor) -> bool:
+    """Whether a subclass leaves to torch what becomes of its bytes."""
+    theirs = getattr(type(tensor), "__torch_dispatch__", None)
+    return theirs is None or theirs is torch.Tensor.__torch_dispatch__
 
 
 def _refuse_no_memory(named: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -51,7 +51,7 @@ def give(path: str, take: Callable[..., Any], *values: Any) -> Any:
     except HoldfastError:
         raise
     except Exception as e:
-        name = getattr(take, "__qualname__", repr(take))
+        name = getattr(getattr(take, "func", take), "__qualname__", repr(take))
         raise LoadError(f"{name} of {path!r} raised {type(e).__name__}: {e}") from e
 
 

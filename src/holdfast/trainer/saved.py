@@ -11,6 +11,7 @@ from holdfast.format.image import read_plain
 from holdfast.format.manifest.coverage import Work, first_hole
 from holdfast.model.image import Entry, ImageHeader, Piece
 from holdfast.trainer import values
+from holdfast.trainer.parts import Form, parse
 
 OWN_PATHS = "__holdfast__.per_rank"
 """Key of the tree under which the paths of `per_rank` marks stand."""
@@ -41,6 +42,8 @@ class SavedTensor:
     shape: tuple[int, ...]
     dtype: str
     found: list[tuple[int, Entry]] = field(default_factory=list)
+    form: str | None = None
+    """As `Piece.form`."""
 
     def pieces(self) -> list[tuple[int, Entry]]:
         """Pieces that together are the whole, none of them twice.
@@ -80,13 +83,16 @@ class Saved:
                 self._add(i, entry)
             self.aliases.update(source.header.layout.aliases)
         self._trees: dict[int, dict[str, Any]] = {}
+        self._forms: dict[int | None, dict[str, Form]] = {}
         self._plain = plain_sources([s.header for s in sources])
 
     def _add(self, source: int, entry: Entry) -> None:
         piece = entry.piece
         part = self.shared if piece.owner_rank is None else self.own.setdefault(piece.owner_rank, {})
         tensor = part.setdefault(piece.fqn, SavedTensor(piece.fqn, piece.shape, piece.dtype))
-        if (tensor.shape, tensor.dtype) != (piece.shape, piece.dtype):
+        if not tensor.found:
+            tensor.form = piece.form
+        if (tensor.shape, tensor.dtype, tensor.form) != (piece.shape, piece.dtype, piece.form):
             raise CorruptError(f"images disagree on {piece.fqn!r}: {tensor} and {_form(piece)}")
         tensor.found.append((source, entry))
 
@@ -95,6 +101,27 @@ class Saved:
         if rank is not None:
             return self.own.get(rank, {}).get(name)
         return self.shared.get(self.aliases.get(name, name))
+
+    def forms(self, rank: int | None) -> dict[str, Form]:
+        """What makes the tensors that are stored as several, by their name; aliases have it, too. Read once.
+
+        Raises: CorruptError, StructureError.
+        """
+        if rank not in self._forms:
+            part = self.shared if rank is None else self.own.get(rank, {})
+            names = [*part, *(self.aliases if rank is None else ())]
+            found = {
+                name: tensor.form for name in names if (tensor := self.find(name, rank)) and tensor.form is not None
+            }
+            forms: dict[str, Form] = {}
+            for name, text in found.items():
+                form = parse(text)
+                first = f".{next(form.leaves())}"
+                if not name.endswith(first) or name == first:
+                    raise CorruptError(f"{name!r} is not named as the first part of its form")
+                forms[name.removesuffix(first)] = form
+            self._forms[rank] = forms
+        return self._forms[rank]
 
     def tree(self, rank: int) -> Mapping[str, Any]:
         """The plain values in the image of a rank; those of rank 0 hold the shared ones. Read once.

@@ -75,7 +75,7 @@ def _own(structure: Structure, rank: int) -> list[Piece]:
 
 
 def _whole(fqn: str, spec: TensorSpec, owner: int | None = None) -> Piece:
-    return Piece(fqn, (0,) * len(spec.shape), spec.shape, spec.shape, spec.dtype, spec.itemsize, owner)
+    return Piece(fqn, (0,) * len(spec.shape), spec.shape, spec.shape, spec.dtype, spec.itemsize, owner, spec.form)
 
 
 # Holders -------------------------------------------------------------------------------------------------------------
@@ -174,4 +174,4 @@ def _rows(fqn: str, spec: TensorSpec, start: int, stop: int) -> Piece:
     row = spec.nbytes // spec.shape[0]
     offsets = (start // row, *(0 for _ in spec.shape[1:]))
     lengths = ((stop - start) // row, *spec.shape[1:])
-    return Piece(fqn, offsets, lengths, spec.shape, spec.dtype, spec.itemsize)
+    return Piece(fqn, offsets, lengths, spec.shape, spec.dtype, spec.itemsize, form=spec.form)

@@ -17,7 +17,7 @@ from holdfast.format.image import Template, write_plain
 from holdfast.model.image import Entry, Piece
 from holdfast.trainer.capture import Captured
 from holdfast.trainer.move import is_plain_memory, move
-from holdfast.trainer.values import dtype_of
+from holdfast.trainer.values import copyable, dtype_of
 
 _LARGE_BYTES = 1 << 20
 _device = attrgetter("device")
@@ -87,6 +87,7 @@ class Stager:
             self._sources = list(map(tensors.__getitem__, self._names))
             for i, piece in self._parts:
                 self._sources[i] = rectangle(self._sources[i], piece)
+            self._sources = list(map(copyable, self._sources))
             self._sources_of = of
         return self._sources
 
@@ -104,6 +105,7 @@ def views_of(buffer: memoryview, entries: Iterable[Entry]) -> list[torch.Tensor]
     """A tensor over the bytes of each entry of an image. A read-only buffer must not be written through them.
 
     The image is seen once per dtype, as one long tensor, and each entry as a strided part of that: one call per entry.
+    What torch does not copy is seen as bytes (`copyable`).
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
@@ -113,7 +115,7 @@ def views_of(buffer: memoryview, entries: Iterable[Entry]) -> list[torch.Tensor]
     for entry in entries:
         piece = entry.piece
         if piece.dtype not in typed:
-            typed[piece.dtype] = raw.view(dtype_of(piece.dtype))
+            typed[piece.dtype] = copyable(raw.view(dtype_of(piece.dtype)))
         views.append(
             typed[piece.dtype].as_strided(piece.lengths, _strides(piece.lengths), entry.start // piece.itemsize)
         )
@@ -143,7 +145,8 @@ def copy(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
             to.append(d)
             of.append(s)
     devices = {device for way in pairs for device in way if device.type != "cpu"}
-    with torch.no_grad():
+    # Subclasses are copied as the bytes they are, whatever they make of a call.
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         # Other devices first: they copy while the processor copies its own.
         for way in sorted(pairs, key=lambda way: way[0].type == way[1].type == "cpu"):
             torch._foreach_copy_(*pairs[way], non_blocking=True)

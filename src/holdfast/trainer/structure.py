@@ -24,6 +24,8 @@ class TensorSpec:
     dtype: str
     itemsize: int
     kind: Kind
+    form: str | None = None
+    """As `Piece.form`."""
 
     @property
     def splittable(self) -> bool:
@@ -49,10 +51,14 @@ class Structure:
     @cached_property
     def digest(self) -> str:
         """Equal exactly when two structures are equal, order included."""
-        rows = [[(n, s.shape, s.dtype, s.kind) for n, s in part.items()] for part in (self.shared, self.own)]
+        rows = [[(n, s.shape, s.dtype, s.kind, *_form(s)) for n, s in part.items()] for part in (self.shared, self.own)]
         encoded = msgspec.json.encode([rows, list(self.aliases.items())])
         return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
     @property
     def nbytes(self) -> int:
         return sum(s.nbytes for part in (self.shared, self.own) for s in part.values())
+
+
+def _form(spec: TensorSpec) -> tuple[str, ...]:
+    return () if spec.form is None else (spec.form,)

@@ -42,6 +42,17 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+UNCOPIED = frozenset(
+    dtype for n in range(1, 8) for kind in ("int", "uint") if (dtype := getattr(torch, f"{kind}{n}", None))
+)
+"""Dtypes of one byte that torch stores but does not copy: they are copied as bytes."""
+
+
+def copyable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, seen as bytes where torch copies it only so."""
+    return tensor.view(torch.uint8) if tensor.dtype in UNCOPIED else tensor
+
+
 ENCODERS: tuple[plain.Encoder, ...] = (
     plain.Encoder(torch.Size, "torch.Size", list, torch.Size),
     plain.Encoder(torch.dtype, "torch.dtype", dtype_name, dtype_of),
@@ -61,5 +72,8 @@ def encode(tree: object) -> bytes:
 
 
 def decode(data: Buffer) -> Any:
-    """What `encode` was given, generators as `GeneratorState`. Raises: CorruptError."""
-    return plain.decode(data, decoders=ENCODERS)
+    """What `encode` was given; generators as `GeneratorState`, values of registered types as `Opaque`.
+
+    Raises: CorruptError.
+    """
+    return plain.decode(data, decoders=ENCODERS, keep_unknown=True)

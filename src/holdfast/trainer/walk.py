@@ -17,7 +17,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from holdfast.errors import UnsupportedValueError, UsageError
-from holdfast.format.plain import MAX_DEPTH, TensorRef
+from holdfast.format.plain import MAX_DEPTH, Opaque, TensorRef
+from holdfast.trainer import encoders
 from holdfast.trainer.modules import Block, PlainModule, is_plain, named_parameters, state_dict_of
 from holdfast.trainer.optimizers import Named, OptimizerBlock, Origin
 from holdfast.trainer.per_rank import PerRank
@@ -36,6 +37,7 @@ def is_stateful(x: object) -> bool:
     """Whether it gives and takes its state itself."""
     return (
         not isinstance(x, type)
+        and encoders.of(type(x)) is None
         and callable(getattr(x, "state_dict", None))
         and callable(getattr(x, "load_state_dict", None))
     )
@@ -53,12 +55,12 @@ def rebuild(container: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
 DICTS = (dict, OrderedDict, defaultdict, Counter)
 
 
-def _ask(path: str, method: Callable[[], Any]) -> Any:
+def _ask(path: str, method: Callable[[], Any], what: str = "give its state_dict()") -> Any:
     """Call code of the user's. Raises: UnsupportedValueError with the path, whatever it raises."""
     try:
         return method()
     except Exception as e:
-        raise UnsupportedValueError(f"{path!r} cannot give its state_dict(): {type(e).__name__}: {e}") from e
+        raise UnsupportedValueError(f"{path!r} cannot {what}: {type(e).__name__}: {e}") from e
 
 
 class Walk:
@@ -89,6 +91,7 @@ class Walk:
         self._other_modules: list[tuple[str, Module]] = []
         self._late: list[tuple[str, Optimizer, bool]] = []
         self._open: list[int] = []
+        self._encoding: list[str] = []
 
     def run(self, state: Mapping[str, Any]) -> Walk:
         """Raises: UnsupportedValueError, UsageError."""
@@ -120,13 +123,20 @@ class Walk:
             self._loose[own].add(path, x, "parameter" if isinstance(x, torch.nn.Parameter) else kind)
             return TensorRef(path)
         if isinstance(x, PerRank):
+            self._refuse_encoded(path, x)
             return self._per_rank(path, x, own)
         if isinstance(x, Module):
+            self._refuse_encoded(path, x)
             return self._module(path, x, own)
         if isinstance(x, Optimizer):
+            self._refuse_encoded(path, x)
             self._late.append((path, x, own))
             return ELSEWHERE
+        taught = encoders.of(type(x))
+        if taught is not None:
+            return self._encoded(path, x, own, kind, taught)
         if is_stateful(x):
+            self._refuse_encoded(path, x)
             if not self._ask:
                 return ELSEWHERE
             self._put(path, self._nested(path, x, own, kind, _ask(path, x.state_dict)), own=own)
@@ -152,6 +162,31 @@ class Walk:
             return rebuild(x, (pair for pair in pairs if pair[1] is not ELSEWHERE))
         finally:
             self._open.pop()
+
+    def _encoded(self, path: str, x: Any, own: bool, kind: Kind, taught: encoders.Taught) -> Any:
+        """A value of a registered type, as what its `encode` gives."""
+        if not self._ask:
+            return ELSEWHERE
+        if taught.encode is None:
+            raise UnsupportedValueError(f"{path!r} is registered without encode", hint="register it with one")
+        content = _ask(path, partial(taught.encode, x), f"be encoded as {taught.name!r}")
+        if content is x:
+            raise UnsupportedValueError(
+                f"encode of {taught.name!r} gave {path!r} back as it was", hint="give its content"
+            )
+        self._encoding.append(taught.name)
+        try:
+            return Opaque(taught.tag, self._nested(path, x, own, kind, content))
+        finally:
+            self._encoding.pop()
+
+    def _refuse_encoded(self, path: str, x: Any) -> None:
+        """What has a state of its own cannot be made anew by a `decode`."""
+        if self._encoding:
+            raise UnsupportedValueError(
+                f"encode of {self._encoding[-1]!r} gave a {type(x).__qualname__} at {path!r}",
+                hint="give plain values and tensors, such as its state_dict()",
+            )
 
     def _per_rank(self, path: str, mark: PerRank, own: bool) -> Any:
         if own:
@@ -220,13 +255,13 @@ class Walk:
         """Names of parameters by identity; the first name counts."""
         found: dict[int, Origin] = {}
         for (path, _), block in self.modules.items():
-            for name, tensor, kind in zip(block.names, block.tensors, block.kinds, strict=True):
+            for name, tensor, kind in block.items():
                 if kind == "parameter":
                     found.setdefault(id(tensor), (path, name))
         for path, module in self._other_modules:
             for name, tensor in named_parameters(module, path):
                 found.setdefault(id(tensor), (path, name))
         for loose in self._loose.values():
-            for name, tensor in zip(loose.names, loose.tensors, strict=True):
+            for name, tensor, _ in loose.items():
                 found.setdefault(id(tensor), ("", name))
         return found

@@ -6,6 +6,7 @@ import base64
 import math
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import starmap
 from typing import Any
 
 import msgspec
@@ -88,7 +89,8 @@ class _Writer:
         if tagged is None:
             raise self.refuse(
                 f"is a {kind.__module__}.{kind.__qualname__}, which has no exact plain form",
-                "convert it to plain values or a tensor, or give an object with state_dict and load_state_dict",
+                "convert it to plain values or tensors, give an object with state_dict and load_state_dict, or teach "
+                "Holdfast the type: holdfast.register(TYPE, name=..., encode=..., decode=...)",
             )
         return tagged
 
@@ -128,7 +130,7 @@ class _Writer:
         return tree
 
     def refuse(self, what: str, hint: str) -> UnsupportedValueError:
-        steps = "".join(f"[{step!r:.80}]" if how == "item" else f".{how}({step!r:.80})" for how, step in self.path)
+        steps = "".join(starmap(_step, self.path))
         return UnsupportedValueError(f"{self.root}{steps} {what}", hint=hint)
 
 
@@ -141,8 +143,14 @@ _WRITERS: dict[type, Callable[[_Writer, Any, int], Any]] = {
     OrderedDict: lambda w, v, d: {"!OrderedDict": w.pairs(v, d)},
     Counter: lambda w, v, d: {"!Counter": w.pairs(v, d)},
     defaultdict: _Writer.factory,
-    Opaque: lambda w, v, d: {f"!{v.tag}": w.tree(v.value, d)},
+    Opaque: lambda w, v, d: {f"!{v.tag}": w._at("content", v.tag, v.value, d)},
 }
+
+
+def _step(how: str, step: Any) -> str:
+    if how == "content":
+        return f" ({step})"
+    return f"[{step!r:.80}]" if how == "item" else f".{how}({step!r:.80})"
 
 
 def _text(value: str) -> Any:

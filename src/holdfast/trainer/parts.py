@@ -1,0 +1,335 @@
+"""Tensors that are stored as several: what they consist of, and how they are made of that again.
+
+Sparse and quantized tensors, subclasses that torch can take apart (`__tensor_flatten__`), and registered ones. The
+parts of `model.w` are entries `model.w.codes`, `model.w.scale`; the first of them carries the form, which says the
+rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+from holdfast.errors import CorruptError, StructureError, UnsupportedValueError
+from holdfast.format import plain
+from holdfast.format.limits import MAX_FORM
+from holdfast.trainer import encoders
+from holdfast.trainer.values import dtype_name
+
+FormKind = Literal["flatten", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "quantized", "user"]
+
+_SIMPLE = frozenset({torch.Tensor, torch.nn.Parameter})
+_COMPRESSED: dict[torch.layout, tuple[FormKind, str, str]] = {
+    torch.sparse_csr: ("sparse_csr", "crow_indices", "col_indices"),
+    torch.sparse_csc: ("sparse_csc", "ccol_indices", "row_indices"),
+    torch.sparse_bsr: ("sparse_bsr", "crow_indices", "col_indices"),
+    torch.sparse_bsc: ("sparse_bsc", "ccol_indices", "row_indices"),
+}
+_LAYOUTS = {kind: (layout, compressed, other) for layout, (kind, compressed, other) in _COMPRESSED.items()}
+_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+_PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
+_UNPACKED = frozenset({torch.qint8, torch.quint8, torch.qint32})
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How parts make a tensor. `name`: of the class, for people; what decides is the live tensor or a registered type.
+
+    `parts`: by name, with its own form where the part itself is stored as several.
+    """
+
+    kind: FormKind
+    name: str
+    parts: Mapping[str, Form | None]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    context: Any
+
+    def leaves(self) -> Iterator[str]:
+        """Names of the tensors stored, in order."""
+        for name, inner in self.parts.items():
+            yield from [name] if inner is None else (f"{name}.{leaf}" for leaf in inner.leaves())
+
+    def in_place(self) -> bool:
+        """Whether filling the parts of a live tensor fills it."""
+        return self.kind == "flatten" and all(inner is None or inner.in_place() for inner in self.parts.values())
+
+    def fits(self, saved: Form) -> bool:
+        """Whether a live tensor of this form can become one of that."""
+        return (
+            self.kind == saved.kind
+            and self.shape == saved.shape
+            and list(self.parts) == list(saved.parts)
+            and saved.name in (self.name, self.name.rpartition(".")[2])
+            and (self.kind != "flatten" or _plain(self.context) == _plain(saved.context))
+            and all(_fits(self.parts[name], saved.parts[name]) for name in self.parts)
+        )
+
+    def text(self) -> str:
+        """As it stands in the header. Raises: UnsupportedValueError, without a name."""
+        _plain(self.context)  # alone, so that an error says where in the context
+        return _plain(self._row()).decode()
+
+    def _row(self) -> list[Any]:
+        parts = [[name, None if inner is None else inner._row()] for name, inner in self.parts.items()]
+        return [self.kind, self.name, parts, list(self.shape), list(self.stride), self.context]
+
+    def __str__(self) -> str:
+        return f"{self.name or self.kind} {list(self.shape)}"
+
+
+def _fits(live: Form | None, saved: Form | None) -> bool:
+    return live is saved if live is None or saved is None else live.fits(saved)
+
+
+def _plain(value: object) -> bytes:
+    return plain.encode(value, encoders=encoders.plain_encoders(), root="its context")
+
+
+def parse(text: str) -> Form:
+    """The form of what a header says. Raises: CorruptError, StructureError for a registered type unknown here."""
+    row = plain.decode(text.encode(), decoders=encoders.plain_encoders(), keep_unknown=True)
+    try:
+        return _form(row)
+    except (TypeError, ValueError, AttributeError, RecursionError) as e:
+        raise CorruptError(f"the form of a tensor cannot be read: {str(e)[:200]}") from None
+
+
+def _form(row: Any) -> Form:
+    kind, name, parts, shape, stride, context = row
+    _refuse_unknown(context)
+    inner = {key: None if of is None else _form(of) for key, of in parts}
+    numbers = [*shape, *stride]
+    if kind not in get_args(FormKind) or type(name) is not str or not inner or len(inner) != len(parts):
+        raise ValueError("not a form")
+    if not all(type(key) is str and key for key in inner) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("not a form")
+    return Form(kind, name, inner, tuple(shape), tuple(stride), context)
+
+
+def _refuse_unknown(context: Any) -> None:
+    """Raises: StructureError: a value in it has a type that is not registered here."""
+    if isinstance(context, plain.Opaque):
+        encoders.by_tag(context)
+    items = context.values() if isinstance(context, dict) else context if isinstance(context, (list, tuple)) else ()
+    for item in items:
+        _refuse_unknown(item)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A tensor taken apart: its form, and the tensors by the form's leaves."""
+
+    form: Form
+    tensors: Mapping[str, torch.Tensor]
+
+    def same(self, now: Parts | None) -> bool:
+        """Whether these are the same tensors still."""
+        if now is None or list(now.tensors) != list(self.tensors):
+            return False
+        if not all(a is b for a, b in zip(self.tensors.values(), now.tensors.values(), strict=True)):
+            return False
+        try:
+            return bool(now.form == self.form)
+        except Exception:  # a context may hold anything, and compare itself in any way
+            return False
+
+
+def is_simple(tensor: torch.Tensor) -> bool:
+    """Whether its own bytes are all there is to it."""
+    return type(tensor) in _SIMPLE and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def parts_of(name: str, tensor: torch.Tensor) -> Parts | None:  # noqa: PLR0911  (one per kind of tensor)
+    """What a tensor consists of; None if it is stored as it is, or cannot be stored at all.
+
+    Raises: UnsupportedValueError, with the name.
+    """
+    if is_simple(tensor) or tensor.is_nested or is_distributed(tensor):
+        return None
+    taught = encoders.of(type(tensor))
+    if taught is not None and taught.encode is not None:
+        return _taught(name, tensor, taught)
+    if tensor.layout is torch.sparse_coo:
+        context = {"coalesced": tensor.is_coalesced()}
+        return _whole("sparse_coo", tensor, {"indices": tensor._indices(), "values": tensor._values()}, context)
+    if tensor.layout in _COMPRESSED:
+        kind, compressed, other = _COMPRESSED[tensor.layout]
+        found = {key: getattr(tensor, key)() for key in (compressed, other, "values")}
+        return _whole(kind, tensor, found, None)
+    if tensor.is_quantized:
+        return _quantized(tensor)
+    if hasattr(tensor, "__tensor_flatten__"):
+        return _flattened(name, tensor, taught)
+    return None
+
+
+def is_distributed(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor: its parts are shards, not pieces of its own."""
+    return any(c.__name__ == "DTensor" and c.__module__.startswith("torch.distributed") for c in type(tensor).__mro__)
+
+
+def _whole(kind: FormKind, tensor: torch.Tensor, found: dict[str, torch.Tensor], context: Any, name: str = "") -> Parts:
+    form = Form(kind, name, dict.fromkeys(found), tuple(tensor.shape), (), context)
+    return Parts(form, {key: part.detach() for key, part in found.items()})
+
+
+def _quantized(tensor: torch.Tensor) -> Parts | None:
+    scheme, found, context = tensor.qscheme(), {}, {}
+    if tensor.dtype not in _UNPACKED or scheme not in (*_PER_TENSOR, *_PER_CHANNEL):
+        return None
+    found["int_repr"] = tensor.int_repr()
+    if scheme in _PER_TENSOR:
+        context = {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
+    else:
+        found |= {"scales": tensor.q_per_channel_scales(), "zero_points": tensor.q_per_channel_zero_points()}
+        context = {"axis": tensor.q_per_channel_axis()}
+    name = f"{dtype_name(tensor.dtype)} {str(scheme).removeprefix('torch.')}"
+    return _whole("quantized", tensor, found, context, name)
+
+
+def _flattened(name: str, tensor: torch.Tensor, taught: encoders.Taught | None) -> Parts | None:
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    if not all(type(n) is int for n in (*shape, *stride)):
+        return None
+    inner, context = _call(name, tensor, lambda: _inner(tensor))
+    forms: dict[str, Form | None] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for key, part in inner.items():
+        parts = parts_of(f"{name}.{key}", part)
+        forms[key] = None if parts is None else parts.form
+        tensors |= {key: part} if parts is None else {f"{key}.{leaf}": t for leaf, t in parts.tensors.items()}
+    kind = type(tensor)
+    return Parts(Form("flatten", taught.name if taught else kind.__qualname__, forms, shape, stride, context), tensors)
+
+
+def _inner(tensor: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Inner tensors by attribute, and what else it takes to make one."""
+    attributes, context = tensor.__tensor_flatten__()
+    inner = {key: getattr(tensor, key) for key in attributes}
+    odd = [key for key, part in inner.items() if not isinstance(part, torch.Tensor)]
+    if odd or not inner:
+        raise TypeError(f"{odd[0]!r} is no tensor" if odd else "it has no tensors inside")
+    return inner, context
+
+
+def _taught(name: str, tensor: torch.Tensor, taught: encoders.Taught) -> Parts:
+    assert taught.encode is not None
+    content = _call(name, tensor, lambda: taught.encode(tensor))  # type: ignore[misc]
+    if type(content) is not dict or not all(type(key) is str and key and "." not in key for key in content):
+        raise UnsupportedValueError(
+            f"encode of {taught.name!r} gave a {type(content).__name__} for the tensor {name!r}",
+            hint="give a dict of tensors and plain values, whose keys are names without a dot",
+        )
+    found = {key: part for key, part in content.items() if isinstance(part, torch.Tensor)}
+    odd = [key for key, part in found.items() if not is_simple(part)]
+    if odd or not found:
+        raise UnsupportedValueError(
+            f"encode of {taught.name!r} gave {'an unusual' if odd else 'no'} tensor for the tensor {name!r}",
+            hint="give at least one plain tensor, and no other",
+        )
+    return _whole("user", tensor, found, {k: v for k, v in content.items() if k not in found}, taught.name)
+
+
+def _call(name: str, tensor: torch.Tensor, method: Callable[[], Any]) -> Any:
+    try:
+        return method()
+    except Exception as e:  # code of the user's
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise UnsupportedValueError(
+            f"the tensor {name!r}, a {kind}, cannot be taken apart: {type(e).__name__}: {e}"
+        ) from e
+
+
+def form_text(name: str, tensor: torch.Tensor, form: Form) -> str:
+    """The form as a header has it. Raises: UnsupportedValueError: it has no plain one."""
+    try:
+        text = form.text()
+    except UnsupportedValueError as e:
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise UnsupportedValueError(
+            f"the tensor {name!r} is a {kind}, and {e.message}",
+            hint="holdfast.register(THE_TYPE, name=..., encode=..., decode=...) that type, or the tensor's own",
+        ) from e
+    if len(text) > MAX_FORM:
+        raise UnsupportedValueError(
+            f"what makes the tensor {name!r} of its parts is {len(text)} characters, the limit is {MAX_FORM}",
+            hint="keep large data in its tensors",
+        )
+    return text
+
+
+# And back ------------------------------------------------------------------------------------------------------------
+def can_make(form: Form, like: torch.Tensor | None) -> bool:
+    """Whether `make` knows the type: torch's own, that of `like`, or a registered one."""
+    if form.kind == "user":
+        return encoders.named(form.name) is not None
+    if form.kind != "flatten":
+        return True
+    likes = {key: getattr(like, key, None) for key in form.parts}
+    return _type_of(form, like) is not None and all(f is None or can_make(f, likes[k]) for k, f in form.parts.items())
+
+
+def _type_of(form: Form, like: torch.Tensor | None) -> type | None:
+    if like is not None:
+        return type(like)
+    taught = encoders.named(form.name)
+    return taught.kind if taught else None
+
+
+def make(form: Form, tensors: Mapping[str, torch.Tensor], like: torch.Tensor | None = None) -> torch.Tensor:
+    """A tensor of its parts, of the type of `like` where torch does not know it. Raises: whatever torch does."""
+    if form.kind == "sparse_coo":
+        size, coalesced = list(form.shape), bool(form.context["coalesced"])
+        indices, items = tensors["indices"], tensors["values"]
+        return torch.sparse_coo_tensor(indices, items, size, is_coalesced=coalesced, check_invariants=True)
+    if form.kind in _LAYOUTS:
+        layout, compressed, other = _LAYOUTS[form.kind]
+        return torch.sparse_compressed_tensor(
+            tensors[compressed],
+            tensors[other],
+            tensors["values"],
+            size=list(form.shape),
+            layout=layout,
+            check_invariants=True,
+        )
+    if form.kind == "quantized":
+        return _make_quantized(tensors, form.context)
+    if form.kind == "user":
+        taught = encoders.named(form.name)
+        if taught is None or taught.decode is None:
+            raise StructureError(f"the registered type {form.name!r} is not known here")
+        return cast("torch.Tensor", taught.decode({**form.context, **tensors}))
+    return _unflatten(form, tensors, like)
+
+
+def _unflatten(form: Form, tensors: Mapping[str, torch.Tensor], like: torch.Tensor | None) -> torch.Tensor:
+    inner: dict[str, torch.Tensor] = {}
+    for key, of in form.parts.items():
+        if of is None:
+            inner[key] = tensors[key]
+        else:
+            below = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
+            inner[key] = make(of, below, getattr(like, key, None))
+    kind: Any = _type_of(form, like)
+    made = kind.__tensor_unflatten__(inner, form.context, torch.Size(form.shape), form.stride)
+    return cast("torch.Tensor", made)
+
+
+def _make_quantized(tensors: Mapping[str, torch.Tensor], context: Any) -> torch.Tensor:
+    items = tensors["int_repr"]
+    if "axis" in context:
+        scales, zero_points = tensors["scales"], tensors["zero_points"]
+        return torch._make_per_channel_quantized_tensor(items, scales, zero_points, context["axis"])
+    return torch._make_per_tensor_quantized_tensor(items, context["scale"], context["zero_point"])
+
+
+def become(live: torch.Tensor, made: torch.Tensor) -> None:
+    """Give a live tensor, in place, what another of its form has."""
+    with torch.no_grad():
+        if live.layout in _COMPRESSED and live._nnz() != made._nnz():
+            live.resize_as_sparse_(made)
+        live.copy_(made)

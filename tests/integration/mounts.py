@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +29,16 @@ class Mounts:
             pytest.skip("mounting a tmpfs is not allowed here")
         self._made.append(path)
         return path
+
+    def fill(self, path: Path) -> Path:
+        """Nothing more fits there; the file that takes the room."""
+        filler = path / "filler"
+        fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(fd, bytes(1 << 16))
+        os.close(fd)
+        return filler
 
     def read_only(self, path: Path) -> None:
         """From now on nothing can be written there."""

@@ -77,7 +77,8 @@ def loads(executor, monkeypatch):
     )
     arena: Any = SimpleNamespace(slots={n: SimpleNamespace(page=SimpleNamespace(generation=1)) for n in range(2)})
     monkeypatch.setattr(Fetching, "_fetch", fetch)
-    return Loading(host, executor, arena, shelf)
+    repairing: Any = SimpleNamespace(soon=lambda checkpoint, wounds: None, forget=lambda: None)
+    return Loading(host, executor, arena, shelf, repairing)
 
 
 def test_pins_are_given_back_when_one_of_several_fetches_fails(loads, executor):

@@ -38,6 +38,7 @@ def call():
             ownership=others,
             closing=others,
             loading=loading,
+            repairing=SimpleNamespace(repair=refuse),
             prune=refuse,
             save_status=refuse,
             errors_since=refuse,

@@ -22,6 +22,7 @@ from holdfast.agent.loading import Loading
 from holdfast.agent.looking import Looking
 from holdfast.agent.ownership import Ownership
 from holdfast.agent.poller import Poller, adopted_event
+from holdfast.agent.repairing import Repairing
 from holdfast.agent.shelf import Shelf
 from holdfast.agent.status import save_status, save_status_by_tiers, step_infos
 from holdfast.agent.stopping import StopProposals
@@ -96,7 +97,8 @@ class Agent:
         self.admission = Admission(self)
         self._opened.push_async_callback(self.admission.finish)
         self.ownership = Ownership(self, self.executor, self.arena, self.shelf, self.run_page)
-        self.loading = Loading(self, self.executor, self.arena, self.shelf)
+        self.repairing = Repairing(self, self.executor, self.arena, self.shelf, self.ownership.read_catalogs)
+        self.loading = Loading(self, self.executor, self.arena, self.shelf, self.repairing)
         self.closing = Closing(self, self.executor, self.launches, self.poller)
         self.looking = Looking(self, self.executor, self.arena, self.shelf, self.launches, self.run_page)
         self.launches.adopt()

@@ -11,11 +11,13 @@ from holdfast.agent.arena import Arena, Slot
 from holdfast.agent.executor import Executor
 from holdfast.agent.host import Host
 from holdfast.agent.readers import Readers
+from holdfast.agent.repairing import MEMORY, Repairing
 from holdfast.agent.shelf import Shelf
-from holdfast.errors import CapacityError, HoldfastError, LoadError
+from holdfast.errors import CapacityError, CorruptError, HoldfastError, LoadError, NotFoundError
 from holdfast.lifecycle import events
 from holdfast.model.identity import ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
+from holdfast.store.catalog import Wound
 from holdfast.wire import messages
 from holdfast.wire.pages import SlotState, barrier, process_start
 
@@ -23,7 +25,6 @@ log = logging.getLogger("holdfast.agent")
 
 _ROOM_POLL_S = 0.02
 _ROOM_WAIT_S = 30.0
-MEMORY = "memory"
 
 
 class Fetching:
@@ -32,12 +33,15 @@ class Fetching:
     Threads: the agent's event loop; bytes move in the shelf's pools.
     """
 
-    def __init__(self, host: Host, executor: Executor, arena: Arena, shelf: Shelf, readers: Readers) -> None:
+    def __init__(
+        self, host: Host, executor: Executor, arena: Arena, shelf: Shelf, readers: Readers, repairing: Repairing
+    ) -> None:
         self._host = host
         self._executor = executor
         self._arena = arena
         self._shelf = shelf
         self._readers = readers
+        self._repairing = repairing
         self._process = os.getpid(), process_start(os.getpid())
         self._bad: set[tuple[str, ImageId]] = set()
         self._fetching: dict[ImageId, asyncio.Task[str]] = {}
@@ -78,6 +82,7 @@ class Fetching:
     async def _fetch(self, rank: int, record: ImageRecord, tiers: list[str]) -> str:
         """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
         errors: list[str] = []
+        wounds: list[Wound] = []
         for tier in self.places(record.id, tiers):
             slot = await self._room(record.size_bytes)
             try:
@@ -89,11 +94,14 @@ class Fetching:
                 if not isinstance(e, HoldfastError):
                     raise
                 errors.append(f"{tier}: {e.message}")
+                if isinstance(e, CorruptError | NotFoundError):
+                    wounds.append(Wound(tier, record.id, e.message))
                 self._bad.add((tier, record.id))
                 self._host.reported(e.to_dict())
                 continue
             self._hold(rank, slot, record, header, frozenset(tiers))
             log.info("fetched %s from %s", record.id, tier)
+            self._repairing.soon(record.id.checkpoint, wounds)
             return tier
         raise LoadError(f"{record.id}: {'; '.join(errors) or 'no copy is left'}", step=record.id.step)
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from holdfast.agent.arena import Arena, Slot
 from holdfast.agent.executor import Executor
-from holdfast.agent.fetching import MEMORY, Fetching
+from holdfast.agent.fetching import Fetching
 from holdfast.agent.host import Host
 from holdfast.agent.poller import image_id
 from holdfast.agent.readers import Readers
+from holdfast.agent.repairing import MEMORY, Repairing
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import HoldfastError, LoadError
 from holdfast.lifecycle import events
@@ -37,13 +38,14 @@ class Loading:
     Threads: the agent's event loop; bytes move in the shelf's pools.
     """
 
-    def __init__(self, host: Host, executor: Executor, arena: Arena, shelf: Shelf) -> None:
+    def __init__(self, host: Host, executor: Executor, arena: Arena, shelf: Shelf, repairing: Repairing) -> None:
         self._host = host
         self._executor = executor
         self._arena = arena
         self._shelf = shelf
         self._readers = Readers(executor)
-        self._fetching = Fetching(host, executor, arena, shelf, self._readers)
+        self._repairing = repairing
+        self._fetching = Fetching(host, executor, arena, shelf, self._readers, repairing)
 
     # -- which --------------------------------------------------------------------------------------------------------
     async def loadable(self, *, step: int | None, below: CheckpointId | None) -> messages.Loadable:
@@ -149,7 +151,9 @@ class Loading:
         records = [record for _, record in sorted(candidate.images.items())]
         tasks = [asyncio.create_task(self._fetching.bring(rank, record, candidate.tiers)) for record in records]
         try:
-            return list(await asyncio.gather(*tasks))
+            found = list(await asyncio.gather(*tasks))
+            self._repairing.soon(checkpoint, view.wounds.get(checkpoint, []))
+            return found
         finally:
             # Where one failed, none of the others may pin anything any more; what they wait for comes all the same.
             for task in tasks:
@@ -170,6 +174,7 @@ class Loading:
         """A new launch: what the old ranks were reading, and what they found bad on tiers, is over."""
         self._readers.end_all()
         self._fetching.forget()
+        self._repairing.forget()
 
     async def bad_image(self, body: messages.BadImage) -> messages.Ok:
         """A trainer found a held image bad: it goes, and the next-nearest copy is used."""

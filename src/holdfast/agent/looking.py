@@ -77,7 +77,10 @@ class Looking:
         totals = self._shelf.flushes.totals()
         names = [r.name for r in self._host.settings.tiers if not r.is_memory]
         return {
-            n: Shelved(*totals.get(n, (0, 0.0)), self._shelf.limit_of(n), *self._shelf.recyclable(n)) for n in names
+            n: Shelved(
+                *totals.get(n, (0, 0.0)), self._shelf.limit_of(n), *self._shelf.recyclable(n), self._shelf.repaired[n]
+            )
+            for n in names
         }
 
     def _committed(self) -> dict[str, CheckpointId]:

@@ -57,6 +57,7 @@ class _ViewCollector(Collector):
         oldest = GaugeMetricFamily(
             "holdfast_flush_lag_seconds", "Age of the oldest image not there yet", labels=["tier"]
         )
+        repaired = CounterMetricFamily("holdfast_repaired", "Bad copies re-made", labels=["tier"])
         files = GaugeMetricFamily("holdfast_recyclable_files", "Files that wait for new images", labels=["tier"])
         room = GaugeMetricFamily("holdfast_recyclable_bytes", "Their bytes", labels=["tier"])
         known = {v.name: v for v in self._view.tiers}
@@ -69,9 +70,10 @@ class _ViewCollector(Collector):
             degraded.add_metric([name], int(state is not None and state.degraded is not None))
             newest.add_metric([name], self._view.newest_committed(name))
             oldest.add_metric([name], self._view.oldest_s(name))
+            repaired.add_metric([name], shelved.repaired)
             files.add_metric([name], shelved.recyclable_files)
             room.add_metric([name], shelved.recyclable_bytes)
-        yield from (flushed, spent, lagging, degraded, newest, oldest, files, room)
+        yield from (flushed, spent, lagging, degraded, newest, oldest, repaired, files, room)
 
 
 def metrics_text(view: AgentView) -> bytes:

@@ -48,6 +48,7 @@ class Server:
         add("GET", "/save/{attempt:\\d+}/{step:\\d+}", self.save)
         add("GET", "/steps", self.steps)
         add("POST", "/prune", self._posted(messages.Prune, agent.prune))
+        add("POST", "/repair", self._posted(messages.Repair, agent.repairing.repair))
         add("POST", "/close", self._posted(messages.Close, agent.closing.close_rank))
         add("POST", "/stop", self._posted(messages.Stop, agent.closing.stop))
         add("GET", "/errors", self.errors)

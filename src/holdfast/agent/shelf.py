@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.manifest import Manifest
 from holdfast.model.place import TierRule
-from holdfast.store import attempts, commit, fetch, flush, prune, rollforward, sweep
+from holdfast.store import attempts, commit, fetch, flush, prune, repair, rollforward, sweep
 from holdfast.store import catalog as catalogs
 from holdfast.tiers import PosixTier, open_tier
 from holdfast.tiers.contract import ABANDONED_S, Tier
@@ -52,6 +53,7 @@ class View:
     problems: list[str] = field(default_factory=list)
     damaged: dict[CheckpointId, list[str]] = field(default_factory=dict)
     """Per checkpoint what is wrong where it cannot be loaded from; `problems` has these, too."""
+    wounds: dict[CheckpointId, list[catalogs.Wound]] = field(default_factory=dict)
     empty: bool = True
 
 
@@ -70,6 +72,8 @@ class Shelf:
         self._urls: dict[str, str] = {}
         self._left: list[Tier] = []
         self._disks: dict[str, PosixTier] = {}
+        self.repaired: Counter[str] = Counter()
+        """Copies re-made, by tier, since the agent began."""
         self._limited: dict[str, Throttle] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
@@ -237,6 +241,7 @@ class Shelf:
                 why = entry.problem.message if entry.problem else "images are missing or bad"
                 view.problems.append(f"{entry.id} on {name}: {why}")
                 view.damaged.setdefault(entry.id, []).append(f"{name}: {why}")
+                view.wounds[entry.id] = [*view.wounds.get(entry.id, []), *entry.wounds(name)]
 
     def manifest(self, tier: str, checkpoint: CheckpointId) -> Manifest:
         return catalogs.read_manifest(self.tiers[tier], checkpoint)
@@ -249,7 +254,7 @@ class Shelf:
     def upload(self, tier: str, source: flush.Source) -> None:
         """Flush an image. Raises: see store.flush."""
         with self.flushes.noting(tier, source.image, len(source.buffer)):
-            flush.flush_while_sealed(self.tiers[tier], source, self._parts[tier])
+            repair.flush_or_repair(self.tiers[tier], source, self._parts[tier])
 
     def check_whole(self, checkpoint: CheckpointId, images: tuple[KnownImage, ...], first: memoryview | None) -> None:
         """Build the manifest: proves that the images cover every tensor. It is kept for the commits.
@@ -305,6 +310,35 @@ class Shelf:
         there = [c for c in sorted(checkpoints) if (e := found.get(c)) is not None and not e.tombstoned]
         plan = prune.plan_delete(found, self.lineage()[0], there)
         prune.execute_prune(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
+
+    def record(self, checkpoint: CheckpointId, image: ImageId) -> ImageRecord | None:
+        """What an image has to be, by the first manifest of the checkpoint that can be read."""
+        for _, tier in self._shelved():
+            with contextlib.suppress(HoldfastError):
+                return next((r for r in catalogs.read_manifest(tier, checkpoint).images if r.id == image), None)
+        return None
+
+    def repair_image(self, tier: str, record: ImageRecord, checkpoint: CheckpointId, reason: str) -> str:
+        """Re-make a copy from another tier's; its name. Raises: see store.repair."""
+        return repair.repair_image(self.tiers[tier], record, self._others(tier), checkpoint=checkpoint, reason=reason)
+
+    def repair_from_memory(
+        self, tier: str, record: ImageRecord, image: memoryview, checkpoint: CheckpointId, reason: str
+    ) -> None:
+        """Re-make a copy from a proven image in memory. Raises: see store.repair."""
+        repair.repair_image_from_memory(
+            self.tiers[tier], record, image, self._parts[tier], checkpoint=checkpoint, reason=reason
+        )
+
+    def repair_manifest(self, tier: str, checkpoint: CheckpointId) -> str:
+        """Re-make a manifest from another tier's, or from the images; which. Raises: see store.repair."""
+        entry = catalogs.read_catalog(self.tiers[tier]).get(checkpoint)
+        if entry is None:
+            raise NotFoundError(f"{checkpoint} is not there any more", tier=tier, step=checkpoint.step)
+        return repair.repair_manifest(self.tiers[tier], entry, self._others(tier))
+
+    def _others(self, tier: str) -> list[Tier]:
+        return [t for name, t in self._shelved() if name != tier]
 
     def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId]) -> None:
         """Remove images of steps that will never be committed on the tier."""

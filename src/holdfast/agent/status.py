@@ -109,6 +109,7 @@ def _tier(view: AgentView, tier: TierView) -> told.Tier:
         newest_committed=view.newest_committed(tier.name),
         recyclable_files=shelved.recyclable_files,
         recyclable_bytes=shelved.recyclable_bytes,
+        repaired=shelved.repaired,
     )
 
 

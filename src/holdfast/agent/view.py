@@ -33,6 +33,7 @@ class Shelved:
     max_bytes_per_s: float | None = None
     recyclable_files: int = 0
     recyclable_bytes: int = 0
+    repaired: int = 0
 
 
 @dataclass(frozen=True, slots=True)

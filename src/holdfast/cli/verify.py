@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 
 import click
 
-from holdfast.cli.arguments import json_option, step_option, url_argument
+from holdfast.cli.arguments import json_option, step_option, url_argument, yes_option
+from holdfast.cli.mending import Mended, mend, mending_document, open_sources, read_again
 from holdfast.cli.output import Bar, counted, progress, write, write_json
 from holdfast.cli.runs import Run, open_run
-from holdfast.errors import CorruptError, HoldfastError, UsageError
+from holdfast.config import normalise_url
+from holdfast.errors import CorruptError, HoldfastError, NotFoundError, UsageError
 from holdfast.model.identity import CheckpointId
-from holdfast.store.catalog import CatalogEntry
+from holdfast.store.catalog import CatalogEntry, Wound
 from holdfast.store.verify import DAMAGE, ImageVerdict, verify_checkpoint
+from holdfast.tiers.contract import Tier
 from holdfast.units import format_bytes
 
 
@@ -26,6 +29,12 @@ class Verified:
     error: HoldfastError | None = None
 
     @property
+    def wounds(self) -> list[Wound]:
+        """What a good copy elsewhere would mend. What a newer Holdfast wrote is no damage."""
+        found = [(None, self.error), *((v.id, v.error) for v in self.images)]
+        return [Wound("", image, e.message) for image, e in found if isinstance(e, CorruptError | NotFoundError)]
+
+    @property
     def errors(self) -> list[HoldfastError]:
         return [e for e in (self.error, *(v.error for v in self.images)) if e is not None]
 
@@ -34,34 +43,76 @@ class Verified:
 @url_argument()
 @step_option("The step, on the lineage. [default: the newest]")
 @click.option("--all", "everything", is_flag=True, help="Every committed checkpoint, abandoned ones too.")
+@click.option("--repair", is_flag=True, help="Re-make what is bad from a good copy.")
+@click.option(
+    "--from",
+    "from_urls",
+    type=normalise_url,
+    multiple=True,
+    metavar="URL",
+    help="Take good copies from there, too; may be repeated.",
+)
+@yes_option("Repair now.")
 @json_option()
-def verify(url: str, step: int | None, everything: bool, as_json: bool) -> None:
+def verify(  # noqa: PLR0913  one parameter per option
+    *,
+    url: str,
+    step: int | None,
+    everything: bool,
+    repair: bool,
+    from_urls: tuple[str, ...],
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Read checkpoints and compare every byte with its checksum.
 
-    Every image is read from the tier the URL names and compared with its own block table and with the manifest. Nothing
-    is changed. Exits with 40 when something is damaged or missing.
+    Every image is read from the tier the URL names and compared with its own block table and with the manifest. Exits
+    with 40 when something is damaged or missing. Nothing is changed without --repair --yes.
+
+    With --repair, bad and missing images and manifests are re-made: from this node's memory or another tier through the
+    live agent, else from the run's other tiers and those named with --from; a manifest also from its images. Good bytes
+    are proven before they are written and read back after. Where no good copy is left, nothing is changed.
 
     \b
     Examples:
       holdfast verify /data/run7
       holdfast verify file:///data/run7 --step 100
       holdfast verify /data/run7 --all --json
+      holdfast verify /mnt/nvme/run7 --repair --from /data/run7
     """
     if step is not None and everything:
         raise UsageError("--step and --all exclude each other", hint="say one of them")
-    with open_run(url) as run:
+    if (from_urls or yes) and not repair:
+        raise UsageError("--from and --yes belong to --repair", hint="add --repair, or leave them out")
+    with open_run(url) as run, open_sources(from_urls) as sources:
         run.require_something()
         entries = run.catalog.committed if everything else [run.find(step) if step is not None else run.newest()]
-        total_bytes = sum(e.size_bytes for e in entries)
-        with progress("reading", total_bytes, quiet=as_json) as bar:
-            results = [_verify(run, entry, bar, quiet=as_json) for entry in entries]
+        results = _read(run, entries, quiet=as_json)
+        mended = _repair(run, results, sources, yes=yes) if repair else []
+        for line in () if as_json else mended:
+            write(line.text, style="red" if line.error else "")
+        if any(m.done for m in mended):
+            results = _read(run, read_again(run, entries), quiet=True)
     if as_json:
-        write_json(_document(run, results))
+        write_json({**_document(run, results), **(mending_document(mended, yes=yes) if repair else {})})
     else:
-        _conclude(url, results)
+        _conclude(url, results, mended=mended)
     code = _exit_code(results)
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _repair(run: Run, results: list[Verified], sources: list[Tier], *, yes: bool) -> list[Mended]:
+    """A manifest that is good again may tell of bad images that it did not before."""
+    mended = mend(run, [(r.id, r.wounds) for r in results], sources, yes=yes)
+    told = {m.id for m in mended if m.done and m.image is None}
+    again = _read(run, read_again(run, [e for e in run.catalog if e.id in told]), quiet=True)
+    return mended + mend(run, [(r.id, r.wounds) for r in again], sources, yes=yes)
+
+
+def _read(run: Run, entries: list[CatalogEntry], *, quiet: bool) -> list[Verified]:
+    with progress("reading", sum(e.size_bytes for e in entries), quiet=quiet) as bar:
+        return [_verify(run, entry, bar, quiet=quiet) for entry in entries]
 
 
 def _verify(run: Run, entry: CatalogEntry, bar: Bar, *, quiet: bool) -> Verified:
@@ -83,7 +134,7 @@ def _say(bar: Bar, verdict: ImageVerdict) -> None:
         bar.say(f"bad   {verdict.id}: {verdict.error}", style="red")
 
 
-def _conclude(url: str, results: list[Verified]) -> None:
+def _conclude(url: str, results: list[Verified], *, mended: list[Mended]) -> None:
     images = [v for r in results for v in r.images]
     bad = [r for r in results if r.errors]
     size = format_bytes(sum(v.size_bytes for v in images))
@@ -93,6 +144,10 @@ def _conclude(url: str, results: list[Verified]) -> None:
         return
     write(f"{what}; {len(bad)} damaged: {', '.join(str(r.id) for r in bad)}", style="bold red")
     write("  hint: a load takes another copy, or the next older checkpoint;")
+    if not mended:
+        write(f"  `holdfast verify {url} --repair` re-makes what is bad where a good copy is left;")
+    elif not any(m.done for m in mended):
+        write("  this was a dry run or failed: nothing was repaired; add --yes to do it", style="bold")
     write(
         f"  `holdfast verify {url} --all` shows which are whole, `holdfast prune {url} --step N` deletes a damaged one"
     )

@@ -18,6 +18,15 @@ from holdfast.tiers.contract import Tier, read_all
 
 
 @dataclass(frozen=True, slots=True)
+class Wound:
+    """What is wrong with a checkpoint on one tier: a bad or missing copy of an image, or (None) its manifest."""
+
+    tier: str
+    image: ImageId | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """One checkpoint on one tier.
 
@@ -42,6 +51,17 @@ class CatalogEntry:
     def loadable(self) -> bool:
         """Committed, readable, and every image called for is here and not known to be bad."""
         return self.committed and self.problem is None and not self.missing and not self.bad
+
+    def wounds(self, tier: str) -> Iterator[Wound]:
+        """Why a committed checkpoint does not load from here, as far as listing tells.
+
+        What a newer Holdfast wrote is no damage.
+        """
+        if isinstance(self.problem, CorruptError) and not self.tombstoned:
+            yield Wound(tier, None, self.problem.message)
+        if self.committed:
+            yield from (Wound(tier, i, "it is not there whole") for i in self.missing)
+            yield from (Wound(tier, i, "it is in quarantine") for i in self.bad if i not in self.missing)
 
     @property
     def size_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
@@ -12,7 +13,7 @@ from holdfast.model.image import ImageHeader
 from holdfast.model.manifest import Manifest
 from holdfast.store.blocks import Progress, aligned_buffer, no_progress, read_header
 from holdfast.store.catalog import Catalog, CatalogEntry
-from holdfast.store.commit import commit
+from holdfast.store.commit import publish_manifest
 from holdfast.store.quarantine import quarantine
 from holdfast.store.verify import BUFFER_BYTES, ImageVerdict, verify_image
 from holdfast.tiers.contract import Tier
@@ -51,26 +52,32 @@ def roll_forward(
     Raises: SupersededError; TierError where the tier itself fails.
     """
     try:
-        wanted = _wanted(tier, entry)
-        buffer = aligned_buffer(BUFFER_BYTES)
-        proven = [_proven(tier, image, buffer, progress) for image in sorted(wanted)]
-        headers = [v.header for v in proven if v.header]
-        first = next((h for h in headers if h.id.rank == 0 and h.id.checkpoint == entry.id), None)
-        manifest = commit(
-            tier,
-            authority,
-            owner=owner,
-            headers=headers,
-            records=[v.record for v in proven if v.record],
-            plain=_read_plain(tier, first) if first else None,
-        )
+        manifest = proven_manifest(tier, entry, progress=progress)
+        publish_manifest(tier, authority, manifest, owner=owner)
     except (CorruptError, FormatVersionError, NotFoundError) as e:
         return RolledForward(entry.id, None, e)
     return RolledForward(entry.id, manifest)
 
 
+def proven_manifest(tier: Tier, entry: CatalogEntry, *, progress: Progress = no_progress) -> Manifest:
+    """The manifest of a checkpoint, from its images on a tier, which are all read and proven.
+
+    Raises: CorruptError, FormatVersionError, NotFoundError when they are not all there and good; a bad one is
+        quarantined. TierError where the tier itself fails.
+    """
+    wanted = _wanted(tier, entry)
+    buffer = aligned_buffer(BUFFER_BYTES)
+    proven = [_proven(tier, image, buffer, progress) for image in sorted(wanted)]
+    headers = [v.header for v in proven if v.header]
+    first = next((h for h in headers if h.id.rank == 0 and h.id.checkpoint == entry.id), None)
+    plain = _read_plain(tier, first) if first else None
+    return codec.build(headers, [v.record for v in proven if v.record], plain)
+
+
 def _wanted(tier: Tier, entry: CatalogEntry) -> set[ImageId]:
     """Every image the checkpoint consists of. Raises: CorruptError when one is not there."""
+    if not entry.images:
+        raise CorruptError(f"{entry.id} has no image there", tier=tier.name, step=entry.id.step)
     headers = [read_header(tier, names.image_key(i), size) for i, size in sorted(entry.images.items())]
     world_size = headers[0].world_size
     counts = {h.id.rank: h.image_count for h in headers}

@@ -159,6 +159,21 @@ class Prune(msgspec.Struct, frozen=True):
     checkpoints: list[CheckpointId]
 
 
+class Repair(msgspec.Struct, frozen=True):
+    """Re-make a bad copy on the tier at `url`: of an image that the checkpoint names, or (None) of its manifest."""
+
+    url: str
+    checkpoint: CheckpointId
+    image: ImageId | None
+    reason: str
+
+
+class Repaired(msgspec.Struct, frozen=True):
+    """Where the good copy came from: "memory", the name of a tier, or "its images" for a manifest made anew."""
+
+    source: str
+
+
 class Stop(msgspec.Struct, frozen=True):
     """End the agent: `discard` frees the memory without promoting."""
 

@@ -55,6 +55,7 @@ class Tier(msgspec.Struct, frozen=True):
     newest_committed: int = -1
     recyclable_files: int = 0
     recyclable_bytes: int = 0
+    repaired: int = 0
 
     @property
     def due(self) -> str:

@@ -1,0 +1,121 @@
+"""Re-makes bad copies on tiers, from this node's memory or from another tier: what a load found, what a person asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from holdfast.agent.arena import Arena
+from holdfast.agent.executor import Executor
+from holdfast.agent.host import Host
+from holdfast.agent.shelf import Shelf
+from holdfast.errors import CorruptError, HoldfastError, UsageError
+from holdfast.lifecycle import events
+from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.model.image import ImageRecord
+from holdfast.store.catalog import Wound
+from holdfast.wire import messages
+
+log = logging.getLogger("holdfast.agent")
+
+MEMORY = "memory"
+_MOST_WAITING = 256
+"""More than that a load does not leave behind: the rest is found again by the next load, or by `holdfast verify`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    tier: str
+    checkpoint: CheckpointId
+    image: ImageId | None
+
+
+class Repairing:
+    """Invariants: one copy is re-made at a time; a copy waits once; what was tried for a load is not tried again for
+    the same launch.
+
+    Threads: the agent's event loop; bytes move in the shelf's pools.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        executor: Executor,
+        arena: Arena,
+        shelf: Shelf,
+        list_again: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._host = host
+        self._executor = executor
+        self._arena = arena
+        self._shelf = shelf
+        self._list_again = list_again
+        self._turn = asyncio.Lock()
+        self._asked: set[_Job] = set()
+
+    def forget(self) -> None:
+        """A new launch: what could not be repaired may be tried again."""
+        self._asked.clear()
+
+    def soon(self, checkpoint: CheckpointId, wounds: list[Wound]) -> None:
+        """A load found these bad, and a good copy elsewhere: re-make them in the background, and report."""
+        jobs = {_Job(w.tier, checkpoint, w.image): w.reason for w in wounds}
+        new = {job: why for job, why in jobs.items() if job not in self._asked}
+        if new and len(self._asked) + len(new) <= _MOST_WAITING:
+            self._asked.update(new)
+            self._host.later(self._all(new))
+
+    async def _all(self, jobs: dict[_Job, str]) -> None:
+        for job, why in jobs.items():
+            try:
+                await self._repair(job, why)
+            except HoldfastError as e:
+                self._host.reported(e.to_dict())
+        await self._list_again()
+
+    async def repair(self, body: messages.Repair) -> messages.Repaired:
+        """A person wants a copy re-made.
+
+        Raises: UsageError for a tier this agent does not have; CorruptError when no good copy is left; TierError.
+        """
+        tier = next((r.name for r in self._host.settings.tiers if r.url == body.url and not r.is_memory), None)
+        if tier is None:
+            raise UsageError(f"{body.url} is no tier of this run's agent", hint="end the job, or name its home's URL")
+        source = await self._repair(_Job(tier, body.checkpoint, body.image), body.reason)
+        await self._list_again()
+        return messages.Repaired(source)
+
+    async def _repair(self, job: _Job, why: str) -> str:
+        """Where the good copy came from."""
+        async with self._turn:
+            if job.image is None:
+                source = await self._host.in_thread(self._shelf.repair_manifest, job.tier, job.checkpoint)
+            else:
+                source = await self._repair_image(job, job.image, why)
+        self._shelf.repaired[job.tier] += 1
+        log.warning("repaired %s on %s from %s: %s", job.image or job.checkpoint, job.tier, source, why)
+        return source
+
+    async def _repair_image(self, job: _Job, image: ImageId, why: str) -> str:
+        record = await self._host.in_thread(self._shelf.record, job.checkpoint, image)
+        slot = self._slot_of(image, record)
+        if slot is None:
+            if record is None:
+                raise CorruptError(f"no manifest says what {image} has to be", tier=job.tier, step=image.step)
+            return await self._host.in_thread(self._shelf.repair_image, job.tier, record, job.checkpoint, why)
+        held = self._executor.held()[slot]
+        # Found and pinned without giving up the loop: it cannot be freed in between.
+        self._executor.tell_node(events.Pinned(slot))
+        try:
+            room = self._arena.slots[slot].image
+            await self._host.in_thread(self._shelf.repair_from_memory, job.tier, held, room, job.checkpoint, why)
+        finally:
+            self._executor.tell_node(events.Unpinned(slot))
+        return MEMORY
+
+    def _slot_of(self, image: ImageId, record: ImageRecord | None) -> int | None:
+        """A slot that holds the image as its manifest has it."""
+        held = self._executor.held().items()
+        return next((n for n, h in held if h.id == image and record in (None, h)), None)

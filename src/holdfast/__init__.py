@@ -14,10 +14,23 @@ if TYPE_CHECKING:
     from holdfast.errors import HoldfastError
     from holdfast.trainer.checkpointer import Checkpointer
     from holdfast.trainer.encoders import register
+    from holdfast.trainer.foreign import load
     from holdfast.trainer.per_rank import per_rank
+    from holdfast.trainer.read import read
     from holdfast.trainer.save import Save
 
-__all__ = ["Checkpointer", "Config", "HoldfastError", "Save", "TierConfig", "__version__", "per_rank", "register"]
+__all__ = [
+    "Checkpointer",
+    "Config",
+    "HoldfastError",
+    "Save",
+    "TierConfig",
+    "__version__",
+    "load",
+    "per_rank",
+    "read",
+    "register",
+]
 
 __version__ = "0.1.0.dev0"
 
@@ -27,7 +40,9 @@ _HOMES = {
     "HoldfastError": "holdfast.errors",
     "Save": "holdfast.trainer.save",
     "TierConfig": "holdfast.config",
+    "load": "holdfast.trainer.foreign",
     "per_rank": "holdfast.trainer.per_rank",
+    "read": "holdfast.trainer.read",
     "register": "holdfast.trainer.encoders",
 }
 

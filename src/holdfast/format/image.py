@@ -20,6 +20,7 @@ __all__ = [
     "lay_out",
     "parse_header",
     "plain_fits",
+    "plain_of",
     "read_plain",
     "seal",
     "seal_block",
@@ -63,11 +64,16 @@ def read_plain(buffer: Buffer, layout: ImageLayout) -> bytes:
     Raises:
         CorruptError: the length word is larger than the room.
     """
-    view, start = _bytes(buffer), layout.plain_start
-    n = int.from_bytes(view[start : start + _LENGTH_BYTES], "little")
-    if not plain_fits(layout, n):
-        raise CorruptError(f"plain values of {n} bytes cannot stand in {layout.plain_capacity_bytes}")
-    return bytes(view[start + _LENGTH_BYTES : start + _LENGTH_BYTES + n])
+    return plain_of(_bytes(buffer)[layout.plain_start : layout.plain_start + layout.plain_capacity_bytes])
+
+
+def plain_of(room: Buffer) -> bytes:
+    """The payload of the reserved entry alone. Raises: as `read_plain`."""
+    view = _bytes(room)
+    n = int.from_bytes(view[:_LENGTH_BYTES], "little")
+    if _LENGTH_BYTES + n > len(view):
+        raise CorruptError(f"plain values of {n} bytes cannot stand in {len(view)}")
+    return bytes(view[_LENGTH_BYTES : _LENGTH_BYTES + n])
 
 
 def block_of(offset: int) -> int:

@@ -7,6 +7,7 @@ optimizer settings and `load_state_dict` come last.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from holdfast.errors import CorruptError, LoadError
 from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.store.ranged import RangedImage
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.fill import Segment, fill
 from holdfast.trainer.match import Matcher
@@ -21,6 +23,7 @@ from holdfast.trainer.move import is_plain_memory
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
+from holdfast.trainer.pour import Detour, pour
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
 from holdfast.trainer.selection import Selection
 from holdfast.trainer.stage import copy, rectangle, views_of
@@ -72,6 +75,32 @@ class LoadPlan:
         """
         for source in {source for _, source, _ in self._copies}:
             self._whole(source)
+        plain, odd = self._ways()
+        bad = fill(self._sources, [segment for _, segment in plain], prove=prove, threads=threads)
+        _written(plain)
+        if odd and not bad:
+            try:
+                self._copy_odd(odd)
+            except RuntimeError as e:  # a live tensor that torch lets nobody write, a device that is full or gone
+                raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
+        return bad
+
+    def fill_from(self, images: Sequence[RangedImage]) -> None:
+        """Like `fill`, from images on a tier, one for each source: only blocks that are needed are read, all proven.
+
+        Raises: CorruptError, NotFoundError, TierError: a block cannot be had, the live state is undefined then;
+            LoadError: torch refused to fill a tensor.
+        """
+        plain, odd = self._ways()
+        detours = [Detour(source, entry, partial(_arrive, destination)) for destination, source, entry in odd]
+        try:
+            pour(images, [segment for _, segment in plain], detours)
+        except RuntimeError as e:
+            raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
+        _written(plain)
+
+    def _ways(self) -> tuple[list[tuple[torch.Tensor, Segment]], list[tuple[torch.Tensor, int, Entry]]]:
+        """The copies that are one move of bytes, and the others; each with its part of a live tensor."""
         plain, odd = [], []
         for live, source, entry in self._copies:
             destination = _destination(live, entry.piece)
@@ -79,15 +108,7 @@ class LoadPlan:
                 plain.append((destination, Segment(source, entry.start, destination.nbytes, destination.data_ptr())))
             else:
                 odd.append((destination, source, entry))
-        bad = fill(self._sources, [segment for _, segment in plain], prove=prove, threads=threads)
-        # What autograd remembers of these tensors is over, as after any write in place.
-        torch.autograd.graph.increment_version([d for d, _ in plain if not d.is_inference()])
-        if odd and not bad:
-            try:
-                self._copy_odd(odd)
-            except RuntimeError as e:  # a live tensor that torch lets nobody write, a device that is full or gone
-                raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
-        return bad
+        return plain, odd
 
     def finish(self) -> None:
         """After a good `fill`: put plain values and optimizer settings in place, call every `load_state_dict`.
@@ -120,7 +141,7 @@ def plan_load(
     rank: int,
     world_size: int,
     strict: bool = True,
-    only: Collection[str] | None = None,
+    only: Collection[str] | Selection | None = None,
 ) -> LoadPlan:
     """Compare `state` with the checkpoint and plan how to fill it; nothing of the state is touched.
 
@@ -138,7 +159,8 @@ def plan_load(
     live = Walk({}, {}, ask=False).run(state)
     picture = Picture.of(live.blocks)
     picture.tensors_of(picture.structure())  # refuses what could not have been saved
-    matcher = Matcher(Saved(sources), live, rank=rank, world_size=world_size, selection=Selection(only))
+    selection = only if isinstance(only, Selection) else Selection(only)
+    matcher = Matcher(Saved(sources), live, rank=rank, world_size=world_size, selection=selection)
     builds = matcher.top(state)
     matcher.note_unexpected()
     copies = _once_each(matcher)
@@ -151,14 +173,19 @@ def plains_needed(
 ) -> tuple[int, ...]:
     """Which headers' plain values `plan_load` will read: rank 0's, this rank's own, all where they are combined."""
     places = plain_sources(headers)
-    before = headers[places[0]].world_size
+    ranks = ranks_needed(state, headers[places[0]].world_size, rank=rank, world_size=world_size)
+    return tuple(sorted(places[r] for r in ranks))
+
+
+def ranks_needed(state: dict[str, Any], before: int, *, rank: int, world_size: int) -> set[int]:
+    """Whose plain values a load reads, of a checkpoint that `before` ranks saved."""
     marks = list(_marks(state))
     ranks = {0}
     if marks and before == world_size:
         ranks.add(rank)
     elif any(callable(mark.on_resize) for mark in marks):
         ranks.update(range(before))
-    return tuple(sorted(places[r] for r in ranks))
+    return ranks
 
 
 def _marks(x: Any) -> Iterable[PerRank]:
@@ -225,6 +252,15 @@ def _seen_like(destination: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
         if saved.shape[dim] != length:
             saved = saved.narrow(dim, 0, length)
     return saved
+
+
+def _written(plain: list[tuple[torch.Tensor, Segment]]) -> None:
+    """What autograd remembers of these tensors is over, as after any write in place."""
+    torch.autograd.graph.increment_version([d for d, _ in plain if not d.is_inference()])
+
+
+def _arrive(destination: torch.Tensor, saved: torch.Tensor) -> None:
+    _copy_into_live([destination], [_seen_like(destination, saved)])
 
 
 def _merged(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:

@@ -71,13 +71,13 @@ def _in_order(sources: Sequence[Source], segments: Iterable[Segment], prove: Col
         for block in range(block_count(sources[i].header.layout.table_start)):
             work[i, block] = _Work(i, block, [])
     for segment in segments:
-        for block, start, n_bytes in _cut(segment.start, segment.n_bytes):
+        for block, start, n_bytes in cut(segment.start, segment.n_bytes):
             item = work.setdefault((segment.source, block), _Work(segment.source, block, []))
             item.moves.append((segment.to + start - segment.start, start, n_bytes))
     return [work[key] for key in sorted(work)]
 
 
-def _cut(start: int, n_bytes: int) -> Iterator[tuple[int, int, int]]:
+def cut(start: int, n_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(block, start, length) of a range, per block it touches."""
     stop = start + n_bytes
     while start < stop:

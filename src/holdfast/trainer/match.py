@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -62,11 +62,14 @@ class Matcher:
         self.first: list[Build] = []
         self._modules, self._optimizers = live.modules, live.optimizers
         self._rank, self._world_size = rank, world_size
-        self._shared = Scope(None, saved.tree(0))
         self._used: set[tuple[int | None, str]] = set()
         self._seen_paths: set[str] = set()
         self._fitting = 0
         self._late: list[Callable[[], None]] = []
+
+    @cached_property
+    def _shared(self) -> Scope:
+        return Scope(None, self.saved.tree(0))
 
     def top(self, state: dict[str, Any]) -> list[Build]:
         """Match what is asked for of the state."""

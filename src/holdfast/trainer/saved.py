@@ -19,10 +19,18 @@ OWN_PATHS = "__holdfast__.per_rank"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A whole image. The buffer may be filled later, but for the plain values, and may be read-only."""
+    """A whole image. The buffer may be filled later, but for the plain values, and may be read-only.
+
+    `plain` are the plain values where there is no buffer that holds them.
+    """
 
     header: ImageHeader
     buffer: memoryview
+    plain: bytes | None = None
+
+    def read_plain(self) -> bytes:
+        """Its plain values. Raises: CorruptError."""
+        return read_plain(self.buffer, self.header.layout) if self.plain is None else self.plain
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -73,8 +81,8 @@ class Saved:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
-        newest = max(s.header.id.checkpoint for s in sources)
-        self.world_size = next(s.header.world_size for s in sources if s.header.id.checkpoint == newest)
+        newest = max((s.header.id.checkpoint for s in sources), default=None)
+        self.world_size = next((s.header.world_size for s in sources if s.header.id.checkpoint == newest), 0)
         self.shared: dict[str, SavedTensor] = {}
         self.own: dict[int, dict[str, SavedTensor]] = {}
         self.aliases: dict[str, str] = {}
@@ -132,10 +140,7 @@ class Saved:
             if rank not in self._plain:
                 raise CorruptError(f"no image of rank {rank} is there")
             source = self._sources[self._plain[rank]]
-            tree = values.decode(read_plain(source.buffer, source.header.layout))
-            if not isinstance(tree, dict) or not isinstance(tree.get(OWN_PATHS, []), list):
-                raise CorruptError(f"the plain values of {source.header.id} are no tree")
-            self._trees[rank] = tree
+            self._trees[rank] = tree_of(source.read_plain())
         return self._trees[rank]
 
     def is_own(self, path: str) -> bool:
@@ -150,9 +155,17 @@ class Saved:
                 yield path
 
 
+def tree_of(payload: bytes) -> dict[str, Any]:
+    """The plain values of an image, by path. Raises: CorruptError."""
+    tree = values.decode(payload)
+    if not isinstance(tree, dict) or not isinstance(tree.get(OWN_PATHS, []), list):
+        raise CorruptError("the plain values are no tree")
+    return tree
+
+
 def plain_sources(headers: Sequence[ImageHeader]) -> dict[int, int]:
     """Where each rank's plain values stand: in its first image of the newest step."""
-    newest = max(h.id.checkpoint for h in headers)
+    newest = max((h.id.checkpoint for h in headers), default=None)
     return {h.id.rank: i for i, h in enumerate(headers) if h.id.checkpoint == newest and h.id.image == 0}
 
 

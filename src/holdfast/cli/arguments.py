@@ -42,6 +42,17 @@ def url_argument(*, required: bool = True) -> Decorator:
     return click.argument("url", type=_url, required=required)
 
 
+def urls_argument() -> Decorator:
+    """One or two of what `url_argument` takes, as `urls`."""
+    return click.argument("urls", type=_url, nargs=-1, required=True, callback=_two_at_most, metavar="URL [URL]")
+
+
+def _two_at_most(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(urls) > 2:
+        raise click.BadParameter("two at most", context, parameter)
+    return urls
+
+
 def step_option(help_text: str) -> Decorator:
     """One step, on the lineage."""
     return click.option("--step", type=click.IntRange(min=0), metavar="N", help=help_text)

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "Show on this machine what Holdfast does, with a real training job.",
     "ls": "List the checkpoints of a run.",
     "show": "Show what a checkpoint contains.",
+    "diff": "Compare two checkpoints of a run, or of two.",
     "verify": "Read checkpoints and compare every byte with its checksum.",
     "prune": "Delete checkpoints by plan.",
     "doctor": "Look at this machine, and at a run, for what would make saving fail or slow.",

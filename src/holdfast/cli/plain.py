@@ -4,58 +4,45 @@ from __future__ import annotations
 
 import shutil
 from pprint import pformat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.output import counted
-from holdfast.errors import CorruptError, NotFoundError
-from holdfast.format import names
+from holdfast.errors import NotFoundError
 from holdfast.format.plain import Opaque, TensorRef, decode
-from holdfast.model.image import ImageLayout, ImageRecord
 from holdfast.model.manifest import Manifest
-from holdfast.store.blocks import read_header
-from holdfast.tiers.contract import Tier
 
-_LENGTH_BYTES = 8
+if TYPE_CHECKING:
+    from holdfast.store.tensors import Images
+
 _MAX_WIDTH = 100
 
 
-def read_plain(tier: Tier, manifest: Manifest, rank: int) -> bytes:
-    """The plain values of a rank as tagged JSON; those of rank 0 stand in the manifest when they are small.
+def read_plain(images: Images, manifest: Manifest, rank: int) -> bytes:
+    """The plain values of a rank as tagged JSON, proven; those of rank 0 stand in the manifest when they are small.
 
     Raises: NotFoundError for a rank that is not in the world; CorruptError; TierError.
     """
     if rank == 0 and manifest.plain is not None:
         return manifest.plain
-    record = next((r for r in manifest.images if r.id.rank == rank), None)
+    record = next((r for r in manifest.images if (r.id.rank, r.id.image) == (rank, 0)), None)
     if record is None:
         raise NotFoundError(
             f"{manifest.id} has {counted(manifest.world_size, 'rank')}, none is {rank}",
             hint=f"ranks are 0 to {manifest.world_size - 1}",
             step=manifest.id.step,
         )
-    return _from_image(tier, record)
-
-
-def _from_image(tier: Tier, record: ImageRecord) -> bytes:
-    key = names.image_key(record.id)
-    layout = read_header(tier, key, record.size_bytes).layout
-    length = bytearray(_LENGTH_BYTES)
-    tier.read_into(key, layout.plain_start, memoryview(length))
-    payload = bytearray(_checked(int.from_bytes(length, "little"), layout, key))
-    tier.read_into(key, layout.plain_start + _LENGTH_BYTES, memoryview(payload))
-    return bytes(payload)
-
-
-def _checked(n_bytes: int, layout: ImageLayout, key: str) -> int:
-    if n_bytes > layout.plain_capacity_bytes - _LENGTH_BYTES:
-        raise CorruptError(f"plain values of {n_bytes} bytes cannot stand in their room", key=key)
-    return n_bytes
+    return images.plain(record)
 
 
 def pretty(payload: bytes) -> str:
     """The values as text; a tensor is named, a value of a type nobody here knows is its tag and its content."""
     width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
     return pformat(_readable(decode(payload, keep_unknown=True)), width=width, compact=True, sort_dicts=False)
+
+
+def shown(value: Any) -> str:
+    """One decoded value as text."""
+    return pformat(_readable(value), width=_MAX_WIDTH, compact=True, sort_dicts=False)
 
 
 class _Shown:

@@ -14,6 +14,7 @@ from holdfast.cli.arenas import arena_of, live_agent, look, settings_of
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError, NotFoundError
 from holdfast.model.identity import Attempt, CheckpointId, Lineage
+from holdfast.model.manifest import Manifest
 from holdfast.store.attempts import Attempts, read_attempts
 from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
 from holdfast.tiers import open_tier
@@ -66,6 +67,9 @@ class Run:
 
     @property
     def lineage(self) -> Lineage:
+        """Without any claim nobody can tell what was abandoned: a tier beside the home, copied elsewhere, has none."""
+        if not self.attempts.highest:
+            return Lineage(dict.fromkeys((e.id.attempt for e in self.catalog), None))
         return self.attempts.lineage
 
     @cached_property
@@ -120,6 +124,15 @@ class Run:
         if not on:
             raise _not_found(step, found, self.url)
         return max(on, key=lambda e: e.id)
+
+    def manifest(self, step: int | None) -> Manifest:
+        """Of the step, or (None) of the newest. Raises: NotFoundError; what is wrong with the manifest."""
+        entry = self.find(step) if step is not None else self.newest()
+        if entry.problem is not None:
+            raise entry.problem
+        if entry.manifest is None:
+            raise NotFoundError(f"{entry.id} was deleted meanwhile", tier=self.home.name, step=entry.id.step)
+        return entry.manifest
 
     def newest(self) -> CatalogEntry:
         """The newest committed checkpoint on the lineage, damaged or not. Raises: NotFoundError."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import click
 import msgspec
 
@@ -11,7 +9,8 @@ from holdfast.cli.arguments import json_option, step_option, url_argument
 from holdfast.cli.output import Column, Grid, counted, write, write_grid, write_json
 from holdfast.cli.plain import pretty, read_plain
 from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
-from holdfast.errors import NotFoundError, UsageError
+from holdfast.cli.tensor import Looked, note_of, piece_documents, records_of, shape_text, write_pieces
+from holdfast.errors import UsageError
 from holdfast.format import names
 from holdfast.model.image import ImageRecord
 from holdfast.model.manifest import Manifest, TensorRecord
@@ -21,14 +20,15 @@ from holdfast.units import format_bytes
 @click.command()
 @url_argument()
 @step_option("The step, on the lineage. [default: the newest]")
-@click.option("--tensor", metavar="NAME", help="Only this tensor: which image holds which part of it.")
+@click.option("--tensor", metavar="NAME", help="Only this tensor: where it stands, and its numbers.")
 @click.option("--plain", is_flag=True, help="Only the plain values: numbers, settings, states of generators.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Whose plain values. [default: 0]")
 @json_option()
 def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int | None, as_json: bool) -> None:
     """Show what a checkpoint contains.
 
-    Its images, its tensors with shape and dtype, and where it stands in the run. Nothing of it is loaded.
+    Its images, its tensors with shape and dtype, and where it stands in the run. With --tensor that tensor is read and
+    compared with its checksums, and what its numbers are like is shown; nothing else is read.
 
     \b
     Examples:
@@ -42,22 +42,13 @@ def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int 
     if rank is not None and not plain:
         raise UsageError("--rank says whose plain values", hint="say --plain, too")
     with open_run(url) as run:
-        manifest = _manifest(run, step)
+        manifest = run.manifest(step)
         if plain:
             _plain(run, manifest, rank or 0, as_json)
         elif tensor is not None:
-            _tensor(manifest, tensor, as_json)
+            _tensor(run, manifest, tensor, as_json)
         else:
             _summary(run, manifest, as_json)
-
-
-def _manifest(run: Run, step: int | None) -> Manifest:
-    entry = run.find(step) if step is not None else run.newest()
-    if entry.problem is not None:
-        raise entry.problem
-    if entry.manifest is None:
-        raise NotFoundError(f"{entry.id} was deleted meanwhile", tier=run.home.name, step=entry.id.step)
-    return entry.manifest
 
 
 def _summary(run: Run, manifest: Manifest, as_json: bool) -> None:
@@ -91,39 +82,32 @@ def _tensor_grid(manifest: Manifest) -> Grid:
     columns = Column("TENSOR", fold=True), Column("SHAPE"), Column("DTYPE"), Column("CHUNKS", True), Column("NOTE")
     grid = Grid(columns)
     for tensor in manifest.tensors:
-        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        shape = shape_text(tensor.shape)
         chunks = "" if tensor.alias_of else str(len(tensor.chunks))
-        grid.add(tensor.fqn, shape, tensor.dtype, chunks, _note(tensor))
+        grid.add(tensor.fqn, shape, tensor.dtype, chunks, note_of(tensor))
     return grid
 
 
-def _note(tensor: TensorRecord) -> str:
-    owner = f"of rank {tensor.owner_rank}" if tensor.owner_rank is not None else ""
-    return f"same as {tensor.alias_of}" if tensor.alias_of else owner
-
-
-def _tensor(manifest: Manifest, fqn: str, as_json: bool) -> None:
-    found = [t for t in manifest.tensors if t.fqn == fqn]
-    if not found:
-        near = difflib.get_close_matches(fqn, [t.fqn for t in manifest.tensors])
-        hint = f"near to it: {', '.join(near)}" if near else "`holdfast show URL` lists all names"
-        raise NotFoundError(f"no tensor is called {fqn!r}", hint=hint, step=manifest.id.step)
+def _tensor(run: Run, manifest: Manifest, fqn: str, as_json: bool) -> None:
+    """Every part of it is read, and compared with its checksum first."""
+    looked = [(t, Looked(run.home, manifest, t, quiet=as_json)) for t in records_of(manifest, fqn)]
     if as_json:
-        write_json({**_name(manifest), "tensors": [_tensor_document(t, manifest, chunks=True) for t in found]})
+        documents = [
+            {**_tensor_document(t), "chunks": piece_documents(one), "statistics": one.document()} for t, one in looked
+        ]
+        write_json({**_name(manifest), "tensors": documents})
         return
-    for tensor in found:
-        shape = "x".join(map(str, tensor.shape)) or "scalar"
-        write(f"{tensor.fqn}  {tensor.dtype}  {shape}  {_note(tensor)}".rstrip(), style="bold")
-        grid = Grid([Column("RANK", True), Column("IMAGE", True), Column("OFFSETS"), Column("LENGTHS")])
-        for chunk in tensor.chunks:
-            image = manifest.images[chunk.image].id
-            grid.add(str(image.rank), str(image.image), str(list(chunk.offsets)), str(list(chunk.lengths)))
-        if tensor.chunks:
-            write_grid(grid)
+    for n, (tensor, one) in enumerate(looked):
+        words = (tensor.fqn, tensor.dtype, shape_text(tensor.shape), format_bytes(one.size_bytes), note_of(tensor))
+        write(("\n" if n else "") + "  ".join(w for w in words if w), style="bold")
+        write_pieces(one, manifest)
+        one.show()
 
 
 def _plain(run: Run, manifest: Manifest, rank: int, as_json: bool) -> None:
-    payload = read_plain(run.home, manifest, rank)
+    from holdfast.store.tensors import Images
+
+    payload = read_plain(Images(run.home), manifest, rank)
     if as_json:
         write_json({**_name(manifest), "rank": rank, "plain": msgspec.Raw(payload)})
     else:
@@ -142,7 +126,7 @@ def _document(run: Run, manifest: Manifest) -> dict[str, object]:
         "structure": manifest.structure,
         "size_bytes": manifest.size_bytes,
         "images": [_image_document(r) for r in manifest.images],
-        "tensors": [_tensor_document(t, manifest, chunks=False) for t in manifest.tensors],
+        "tensors": [_tensor_document(t) for t in manifest.tensors],
         "lineage": [{"attempt": a.attempt, "parent": name_of(a.parent)} for a in run.attempts.records],
     }
 
@@ -159,8 +143,8 @@ def _image_document(record: ImageRecord) -> dict[str, object]:
     }
 
 
-def _tensor_document(tensor: TensorRecord, manifest: Manifest, *, chunks: bool) -> dict[str, object]:
-    document: dict[str, object] = {
+def _tensor_document(tensor: TensorRecord) -> dict[str, object]:
+    return {
         "name": tensor.fqn,
         "shape": tensor.shape,
         "dtype": tensor.dtype,
@@ -168,9 +152,3 @@ def _tensor_document(tensor: TensorRecord, manifest: Manifest, *, chunks: bool) 
         "alias_of": tensor.alias_of,
         "chunk_count": len(tensor.chunks),
     }
-    if chunks:
-        document["chunks"] = [
-            {"image": names.image_key(manifest.images[c.image].id), "offsets": c.offsets, "lengths": c.lengths}
-            for c in tensor.chunks
-        ]
-    return document

@@ -1,0 +1,86 @@
+"""`holdfast diff`: compare two checkpoints of a run, or of two."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.arguments import json_option, urls_argument
+from holdfast.cli.comparing import Report, compare
+from holdfast.cli.output import write_json
+from holdfast.cli.runs import Run, open_run
+from holdfast.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from holdfast.model.manifest import Manifest
+
+
+@click.command()
+@urls_argument()
+@click.option("--step", "steps", type=click.IntRange(min=0), metavar="N", multiple=True, help="A step of its URL.")
+@click.option("--only", multiple=True, metavar="PREFIX", help="Only what has a name that begins so.")
+@click.option("--structure", is_flag=True, help="Names, shapes, dtypes, rank 0's plain values: no tensor is read.")
+@click.option("--all", "everything", is_flag=True, help="Also list tensors that did not change.")
+@json_option()
+def diff(
+    urls: tuple[str, ...],
+    steps: tuple[int, ...],
+    only: tuple[str, ...],
+    structure: bool,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Compare two checkpoints of a run, or of two.
+
+    What is in one only, what has another shape or dtype, which plain values differ, and for every tensor the norm of
+    its change, largest relative change first. Whatever the world sizes were, the tensors themselves are compared. Every
+    byte is compared with its checksum before it counts; what is damaged is named, and the rest is compared.
+
+    One URL with two steps, or two URLs with a step each, in that order. A step left out is the newest; of one URL
+    without steps the newest two are compared.
+
+    \b
+    Examples:
+      holdfast diff /data/run7 --step 100 --step 200
+      holdfast diff /data/run7 --step 100 /data/run8 --step 100 --only model.
+      holdfast diff file:///data/run7 --structure
+      holdfast diff /data/run7 --json
+    """
+    if len(steps) > 2:
+        raise UsageError("two checkpoints are compared", hint="say --step at most twice")
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(open_run(url)) for url in dict.fromkeys(urls)]
+        (first, a), (second, b) = _chosen(runs[0], runs[-1], steps)
+        report = Report((first, a), (second, b))
+        compare(report, _wanted(only), structure_only=structure, quiet=as_json)
+    if as_json:
+        write_json(report.document())
+    else:
+        report.write(everything)
+    if report.damage is not None:
+        raise click.exceptions.Exit(report.damage.exit_code)
+
+
+def _wanted(only: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda name: not only or name.startswith(only)
+
+
+def _chosen(first: Run, second: Run, steps: tuple[int, ...]) -> list[tuple[Run, Manifest]]:
+    """Which two. Raises: NotFoundError; CorruptError when a manifest is damaged."""
+    if first is second and not steps:
+        return [(first, first.manifest(step)) for step in _newest_two(first)]
+    wanted = [*steps, None, None][:2]
+    if wanted[0] is None and first is second:
+        wanted = [None, None]
+    return [(run, run.manifest(step)) for run, step in zip((first, second), wanted, strict=True)]
+
+
+def _newest_two(run: Run) -> Iterator[int]:
+    steps = [e.id.step for e in run.catalog.committed if e.id in run.lineage]
+    if len(steps) < 2:
+        hint = "say which other run to compare with: holdfast diff URL1 URL2"
+        raise NotFoundError(f"{len(steps) or 'no'} checkpoint is committed at {run.url}, two are compared", hint=hint)
+    yield from steps[-2:]

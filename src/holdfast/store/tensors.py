@@ -1,0 +1,198 @@
+"""Reads tensors of a checkpoint from a tier, part by part: every byte is proven before it is used."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.format import names
+from holdfast.format.checksum import BLOCK_BYTES
+from holdfast.model.image import Entry, ImageHeader, ImageRecord
+from holdfast.model.manifest import Chunk, Manifest, TensorRecord
+from holdfast.store.blocks import BlockTable, Progress, aligned_buffer, located, no_progress, read_header, read_table
+from holdfast.store.boxes import Box, disjoint, parts
+from holdfast.tiers.contract import Tier
+
+PART_BYTES = 2 * BLOCK_BYTES
+"""The most that one part spans in its image."""
+KEPT_BYTES = 6 * BLOCK_BYTES
+"""What is kept of what was read: both sides of a part that spans three blocks."""
+_IMAGES_KEPT = 64
+_LENGTH_BYTES = 8
+Bytes = npt.NDArray[np.uint8]
+_Key = tuple[str, tuple[int, ...], tuple[int, ...], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An image whose header is proven, as far as it is needed: its table and where each piece stands."""
+
+    key: str
+    header: ImageHeader
+    table: BlockTable
+    entries: dict[_Key, Entry]
+
+
+class Images:
+    """Images of one tier, read by blocks. Invariant: holds at most KEPT_BYTES of blocks and `_IMAGES_KEPT` headers.
+
+    Threads: one.
+    """
+
+    def __init__(self, tier: Tier, *, progress: Progress = no_progress) -> None:
+        self.tier = tier
+        self.progress = progress
+        self._opened: OrderedDict[ImageRecord, _Opened] = OrderedDict()
+        self._bad: dict[ImageRecord, HoldfastError] = {}
+        """Images that were found missing or damaged: they may hold thousands of tensors, and are not read for each."""
+        self._blocks: OrderedDict[tuple[str, int], tuple[memoryview, int]] = OrderedDict()
+
+    def entry(self, record: ImageRecord, tensor: TensorRecord, chunk: Chunk) -> Entry:
+        """Where a chunk stands in its image, by the image's own header.
+
+        Raises: CorruptError, NotFoundError, TierError.
+        """
+        opened = self._open(record)
+        entry = opened.entries.get((tensor.fqn, chunk.offsets, chunk.lengths, tensor.owner_rank))
+        if entry is None or (entry.piece.shape, entry.piece.dtype) != (tensor.shape, tensor.dtype):
+            what = f"header and manifest disagree on {tensor.fqn!r}"
+            raise CorruptError(what, tier=self.tier.name, key=opened.key, step=record.id.step)
+        return entry
+
+    def read(self, record: ImageRecord, start: int, stop: int) -> Bytes:
+        """A copy of proven bytes of an image. Raises: CorruptError naming the block; NotFoundError, TierError."""
+        return self._read(self._open(record), start, stop)
+
+    def plain(self, record: ImageRecord) -> bytes:
+        """The image's plain values, as tagged JSON. Raises: CorruptError, NotFoundError, TierError."""
+        opened = self._open(record)
+        start, capacity = opened.header.layout.plain_start, opened.header.layout.plain_capacity_bytes
+        length = int.from_bytes(self._read(opened, start, start + _LENGTH_BYTES).tobytes(), "little")
+        if length > capacity - _LENGTH_BYTES:
+            what = f"plain values of {length} bytes cannot stand in their room"
+            raise CorruptError(what, tier=self.tier.name, key=opened.key, step=record.id.step)
+        return self._read(opened, start + _LENGTH_BYTES, start + _LENGTH_BYTES + length).tobytes()
+
+    def _open(self, record: ImageRecord) -> _Opened:
+        if record in self._opened:
+            self._opened.move_to_end(record)
+            return self._opened[record]
+        if record in self._bad:
+            raise self._bad[record]
+        key = names.image_key(record.id)
+        try:
+            opened = located(self.tier, key, lambda: self._prove(record, key))
+        except (CorruptError, FormatVersionError, NotFoundError) as e:
+            e.step = record.id.step
+            self._bad[record] = e
+            raise
+        self._opened[record] = opened
+        if len(self._opened) > _IMAGES_KEPT:
+            self._opened.popitem(last=False)
+        return opened
+
+    def _prove(self, record: ImageRecord, key: str) -> _Opened:
+        """The header is believed once the blocks it stands in match a table that matches the manifest."""
+        size_bytes = self.tier.size(key)
+        if size_bytes != record.size_bytes:
+            raise CorruptError(f"the image has {size_bytes} bytes, {record.size_bytes} were committed")
+        header = read_header(self.tier, key, size_bytes)
+        table = read_table(self.tier, key, header.layout)
+        if table.whole_crc64nvme != record.crc64nvme:
+            raise CorruptError(f"the image is not the one committed with checksum {record.crc64nvme:016x}")
+        if header.id != record.id:
+            raise CorruptError(f"the header says {header.id}")
+        pieces = ((e.piece, e) for e in header.layout.entries)
+        entries = {(p.fqn, p.offsets, p.lengths, p.owner_rank): e for p, e in pieces}
+        opened = _Opened(key, header, table, entries)
+        self._read(opened, 0, header.layout.header_bytes)
+        return opened
+
+    def _read(self, opened: _Opened, start: int, stop: int) -> Bytes:
+        out = np.empty(stop - start, np.uint8)
+        for number in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            block, size = self._block(opened, number)
+            at = number * BLOCK_BYTES
+            begin, end = max(start, at), min(stop, at + size)
+            out[begin - start : end - start] = np.frombuffer(block[begin - at : end - at], np.uint8)
+        return out
+
+    def _block(self, opened: _Opened, number: int) -> tuple[memoryview, int]:
+        wanted = opened.key, number
+        if wanted in self._blocks:
+            self._blocks.move_to_end(wanted)
+            return self._blocks[wanted]
+        full = len(self._blocks) * BLOCK_BYTES >= KEPT_BYTES
+        buffer = self._blocks.popitem(last=False)[1][0] if full else aligned_buffer(BLOCK_BYTES)
+        start = number * BLOCK_BYTES
+        size = min(BLOCK_BYTES, opened.header.layout.table_start - start)
+        self.tier.read_into(opened.key, start, buffer[:size])
+        located(self.tier, opened.key, lambda: opened.table.check(start, buffer[:size]))
+        self.progress(size)
+        self._blocks[wanted] = buffer, size
+        return buffer, size
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a checkpoint on a tier, whoever holds what of it."""
+
+    images: Images
+    manifest: Manifest
+    record: TensorRecord
+
+    @property
+    def boxes(self) -> list[tuple[int, Box]]:
+        """Every element once, with the chunk it is read from."""
+        return disjoint(Box(c.offsets, c.lengths) for c in self.record.chunks)
+
+    def image_of(self, chunk: int) -> ImageRecord:
+        return self.manifest.images[self.record.chunks[chunk].image]
+
+    def entry_of(self, chunk: int) -> Entry:
+        """Raises: as `Images.entry`."""
+        return self.images.entry(self.image_of(chunk), self.record, self.record.chunks[chunk])
+
+    def span_bytes(self, chunk: int, box: Box) -> int:
+        """How many bytes of the image lie between the first and the last byte of the box."""
+        first, stop = self._whole(chunk).span(box)
+        return (stop - first) * self.entry_of(chunk).piece.itemsize
+
+    def read(self, chunk: int, box: Box) -> Bytes:
+        """The bytes of a box that lies in a chunk: one row of `itemsize` bytes per element, in row order."""
+        entry, whole = self.entry_of(chunk), self._whole(chunk)
+        itemsize, (first, stop) = entry.piece.itemsize, whole.span(box)
+        raw = self.images.read(self.image_of(chunk), entry.start + first * itemsize, entry.start + stop * itemsize)
+        strides = tuple(itemsize * math.prod(whole.lengths[dim + 1 :]) for dim in range(len(whole.lengths)))
+        view: Any = np.lib.stride_tricks.as_strided(raw, (*box.lengths, itemsize), (*strides, 1), writeable=False)
+        return np.ascontiguousarray(view).reshape(-1, itemsize)
+
+    def parts(self) -> Iterator[Bytes]:
+        """All elements, once each, in parts. Raises: as `Images.read`."""
+        for chunk, box in self.boxes:
+            for part in parts(box, lambda b, c=chunk: self.span_bytes(c, b) <= PART_BYTES):  # type: ignore[misc]
+                yield self.read(chunk, part)
+
+    def _whole(self, chunk: int) -> Box:
+        return Box(self.record.chunks[chunk].offsets, self.record.chunks[chunk].lengths)
+
+
+def find_tensor(images: Images, manifest: Manifest, fqn: str, owner_rank: int | None = None) -> StoredTensor:
+    """A tensor by its name; a tied one is the tensor whose bytes it shares. Raises: NotFoundError, CorruptError."""
+    by_name = {(t.fqn, t.owner_rank): t for t in manifest.tensors}
+    record = by_name.get((fqn, owner_rank))
+    if record is not None and record.alias_of is not None:
+        target = by_name.get((record.alias_of, owner_rank)) or by_name.get((record.alias_of, None))
+        if target is None:
+            raise CorruptError(f"{fqn!r} is said to be the same as {record.alias_of!r}, which is not there")
+        record = target
+    if record is None:
+        raise NotFoundError(f"no tensor is called {fqn!r}", step=manifest.id.step)
+    return StoredTensor(images, manifest, record)

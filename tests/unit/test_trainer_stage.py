@@ -12,6 +12,7 @@ from holdfast.trainer.capture import Capture
 from holdfast.trainer.compare import fingerprints, first_difference
 from holdfast.trainer.shares import assign
 from holdfast.trainer.stage import Stager, copy, views_of
+from holdfast.trainer.structure import Structure
 from holdfast.trainer.values import copyable
 
 pytestmark = pytest.mark.torch
@@ -172,7 +173,8 @@ def test_replicas_are_compared_by_bytes():
         with torch.no_grad():
             model.weight.fill_(value)
             model.get_buffer("running_mean").fill_(noise)
-        return fingerprints(Capture().refresh({"m": model, "z": torch.zeros(1, dtype=torch.complex64).conj()}))
+        seen = Capture().refresh({"m": model, "z": torch.zeros(1, dtype=torch.complex64).conj()})
+        return fingerprints(seen, assign([seen.structure, Structure({}, {}, {}), seen.structure]).replicated(2))
 
     assert set(captured(1, 1)) == {"m.weight", "m.bias"}
     assert first_difference([captured(1, 1), captured(1, 2)]) is None

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from holdfast.errors import CorruptError, LoadError
-from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.model.image import Entry, ImageHeader
 from holdfast.store.ranged import RangedImage
+from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.fill import Segment, fill
 from holdfast.trainer.match import Matcher
@@ -23,11 +24,12 @@ from holdfast.trainer.move import is_plain_memory
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
+from holdfast.trainer.portions import Portion, portions
 from holdfast.trainer.pour import Detour, pour
 from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
 from holdfast.trainer.selection import Selection
-from holdfast.trainer.stage import copy, rectangle, views_of
-from holdfast.trainer.values import copyable, dtype_of
+from holdfast.trainer.stage import copy, views_of
+from holdfast.trainer.values import copyable
 from holdfast.trainer.walk import DICTS, Walk
 
 __all__ = ["ByteRange", "LoadPlan", "Source", "plains_needed", "plan_load"]
@@ -54,8 +56,8 @@ class LoadPlan:
         self.differences = differences
         self._sources = sources
         self._builds = builds
-        self._copies = [(live, source, entry) for live, found in copies for source, entry in found.pieces()]
-        self.reads = _merged(ByteRange(source, entry.start, entry.stop) for _, source, entry in self._copies)
+        self._portions = [portion for live, found in copies for portion in portions(live, found)]
+        self.reads = _merged(ByteRange(p.source, p.start, p.stop) for p in self._portions)
 
     def run(self) -> None:
         """Fill the state from proven images. If it raises, the live state is undefined and can be loaded again.
@@ -73,7 +75,7 @@ class LoadPlan:
         Returns: the error of each image found bad; the live state is undefined then.
         Raises: LoadError: torch refused to fill a tensor.
         """
-        for source in {source for _, source, _ in self._copies}:
+        for source in {p.source for p in self._portions}:
             self._whole(source)
         plain, odd = self._ways()
         bad = fill(self._sources, [segment for _, segment in plain], prove=prove, threads=threads)
@@ -92,22 +94,22 @@ class LoadPlan:
             LoadError: torch refused to fill a tensor.
         """
         plain, odd = self._ways()
-        detours = [Detour(source, entry, partial(_arrive, destination)) for destination, source, entry in odd]
+        detours = [Detour(p.source, p.entry, partial(_arrive, destination, p)) for destination, p in odd]
         try:
             pour(images, [segment for _, segment in plain], detours)
         except RuntimeError as e:
             raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
         _written(plain)
 
-    def _ways(self) -> tuple[list[tuple[torch.Tensor, Segment]], list[tuple[torch.Tensor, int, Entry]]]:
+    def _ways(self) -> tuple[list[tuple[torch.Tensor, Segment]], list[tuple[torch.Tensor, Portion]]]:
         """The copies that are one move of bytes, and the others; each with its part of a live tensor."""
         plain, odd = [], []
-        for live, source, entry in self._copies:
-            destination = _destination(live, entry.piece)
-            if _is_one_move(destination, entry):
-                plain.append((destination, Segment(source, entry.start, destination.nbytes, destination.data_ptr())))
+        for p in self._portions:
+            destination = p.destination()
+            if is_plain_memory(destination) and p.is_run_for(destination):
+                plain.append((destination, Segment(p.source, p.start, p.nbytes, destination.data_ptr())))
             else:
-                odd.append((destination, source, entry))
+                odd.append((destination, p))
         return plain, odd
 
     def finish(self) -> None:
@@ -118,14 +120,14 @@ class LoadPlan:
         for build in self._builds:
             build()
 
-    def _copy_odd(self, copies: list[tuple[torch.Tensor, int, Entry]]) -> None:
-        """What is no run of bytes in this process's memory: other devices, strides, conjugates."""
+    def _copy_odd(self, copies: list[tuple[torch.Tensor, Portion]]) -> None:
+        """What is no run of bytes in this process's memory and in the image: other devices, strides, conjugates."""
         entries: dict[int, list[Entry]] = {}
-        for _, source, entry in copies:
-            entries.setdefault(source, []).append(entry)
+        for _, p in copies:
+            entries.setdefault(p.source, []).append(p.entry)
         views = {s: iter(views_of(self._whole(s), found)) for s, found in entries.items()}
-        destinations = [destination for destination, _, _ in copies]
-        _copy_into_live(destinations, [_seen_like(d, next(views[source])) for d, source, _ in copies])
+        destinations = [destination for destination, _ in copies]
+        _copy_into_live(destinations, [_seen_like(d, p.seen_in(next(views[p.source]))) for d, p in copies])
 
     def _whole(self, source: int) -> memoryview:
         header, buffer = self._sources[source].header, self._sources[source].buffer
@@ -204,8 +206,9 @@ def _once_each(matcher: Matcher) -> list[tuple[torch.Tensor, SavedTensor]]:
     first: dict[object, SavedTensor] = {}
     copies = []
     for live, found in matcher.copies:
-        address = live.data_ptr()
-        key = (address, live.device, live.shape, live.stride()) if address else id(live)
+        memory = dtensor.local_of(live)
+        address = memory.data_ptr()
+        key = (address, live.device, live.shape, memory.stride()) if address else id(live)
         if key not in first:
             first[key] = found
             copies.append((live, found))
@@ -213,24 +216,6 @@ def _once_each(matcher: Matcher) -> list[tuple[torch.Tensor, SavedTensor]]:
             there = "a tensor of its own"
             matcher.differences.note("other", found.fqn, f"shares its memory with {first[key].fqn}", there)
     return copies
-
-
-def _destination(live: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """The part of a live tensor that a piece fills; of an expanded one, the one element behind all of them."""
-    view = rectangle(live, piece)
-    for dim, stride in enumerate(view.stride()):
-        if stride == 0 and view.shape[dim] > 1:
-            view = view.narrow(dim, 0, 1)
-    return view
-
-
-def _is_one_move(destination: torch.Tensor, entry: Entry) -> bool:
-    """Whether filling the tensor is one `memmove` of the entry's bytes."""
-    return (
-        is_plain_memory(destination)
-        and tuple(destination.shape) == entry.piece.lengths
-        and destination.dtype is dtype_of(entry.piece.dtype)
-    )
 
 
 def _copy_into_live(destinations: list[torch.Tensor], saved: list[torch.Tensor]) -> None:
@@ -259,8 +244,8 @@ def _written(plain: list[tuple[torch.Tensor, Segment]]) -> None:
     torch.autograd.graph.increment_version([d for d, _ in plain if not d.is_inference()])
 
 
-def _arrive(destination: torch.Tensor, saved: torch.Tensor) -> None:
-    _copy_into_live([destination], [_seen_like(destination, saved)])
+def _arrive(destination: torch.Tensor, portion: Portion, saved: torch.Tensor) -> None:
+    _copy_into_live([destination], [_seen_like(destination, portion.seen_in(saved))])
 
 
 def _merged(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from holdfast.errors import UnsupportedValueError
 from holdfast.format.checksum import crc64nvme
+from holdfast.format.layout import entry_name
+from holdfast.model.image import Piece
 from holdfast.trainer import values
 from holdfast.trainer.capture import Captured
+from holdfast.trainer.stage import rectangle
 from holdfast.trainer.values import copyable
 
 
-def fingerprints(captured: Captured, *, besides: Collection[str] = ()) -> dict[str, int]:
-    """CRC64NVME of the bytes of every tensor that may be split among its holders, `besides` left out."""
-    wanted = (fqn for fqn, spec in captured.structure.shared.items() if spec.splittable and fqn not in besides)
-    return {fqn: _checksum(captured.tensors[fqn]) for fqn in wanted}
+def fingerprints(captured: Captured, pieces: Iterable[Piece], *, besides: Collection[str] = ()) -> dict[str, int]:
+    """CRC64NVME of the bytes of those pieces that are there already, by name of their entry, `besides` left out."""
+    found: dict[str, int] = {}
+    for piece in pieces:
+        name = entry_name(piece)
+        if piece.fqn in captured.tensors and name not in besides:
+            boxes = captured.structure.boxes_of(piece.fqn)
+            found[name] = _checksum(rectangle(captured.tensors[piece.fqn], piece, boxes))
+    return found
 
 
 def first_difference(per_rank: Sequence[Mapping[str, int]]) -> str | None:

@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from holdfast.format.plain import Opaque, TensorRef
+from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.encoders import by_tag
 from holdfast.trainer.match_optimizer import match_optimizer
@@ -219,11 +220,14 @@ class Matcher:
     def create(
         self, found: SavedTensor, scope: Scope, device: torch.device, like: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """A tensor for what has no live counterpart, once per name; with the strides of `like` if of its shape."""
+        """A tensor for what has no live counterpart, once per name; with the strides of `like` if of its shape, and
+        on the mesh of `like` if that is a DTensor."""
         key = (scope.rank, found.fqn)
         if key not in self.created:
             dtype = dtype_of(found.dtype)
-            if like is not None and tuple(like.shape) == found.shape:
+            if like is not None and dtensor.is_dtensor(like):
+                made = dtensor.entry_like(like, found.shape, dtype, device)
+            elif like is not None and tuple(like.shape) == found.shape:
                 made = torch.empty_like(like, dtype=dtype, device=device, requires_grad=False)
             else:
                 made = torch.empty(found.shape, dtype=dtype, device=device)

@@ -18,7 +18,7 @@ import torch
 from torch.optim import Optimizer
 
 from holdfast.format.plain import TensorRef
-from holdfast.trainer import values
+from holdfast.trainer import dtensor, values
 from holdfast.trainer.match_parts import new_parts
 from holdfast.trainer.optimizers import GROUPS, NOT_SETTINGS, STATE, Named
 from holdfast.trainer.parts import Form
@@ -174,7 +174,8 @@ class _Work:
             return new_parts(self.matcher, fqn, self.scope, device, like=expected)
         found = self.matcher.use(fqn, self.scope)
         assert found is not None
-        made = self.matcher.create(found, self.scope, device, like=parameter)
+        like = None if dtensor.is_dtensor(parameter) and dtensor.beside(key, found.shape, parameter) else parameter
+        made = self.matcher.create(found, self.scope, device, like=like)
         return lambda: made
 
     def _compare_keys(self, one: _State) -> bool:

@@ -2,12 +2,13 @@
 
 `Module.state_dict()` of a large model takes longer than all else a save does, and hands out new tensor objects. A
 module without hooks, extra state or methods of its own is read from its dicts directly; any other is asked for its
-`state_dict(keep_vars=True)`.
+`state_dict(keep_vars=True)`. Hooks of torch's own wrappers, of which it is known what they do, do not count: those of
+FSDP2 put its sharded parameters back into the module, and are called here as `state_dict` would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -17,6 +18,7 @@ import torch
 from torch.nn import Module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from holdfast.errors import UnsupportedValueError
 from holdfast.trainer.parts import Parts, form_text, is_simple, parts_of
 from holdfast.trainer.structure import Kind
 
@@ -25,6 +27,9 @@ Container = dict[Any, Any] | list[Any] | set[Any]
 _WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 _SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
 _LOADING = ("load_state_dict", "set_extra_state")
+_FSDP2 = "torch.distributed.fsdp._fully_shard."
+_KNOWN_HOOKS = (_FSDP2, "torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+_FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
 
 
 class Composite(NamedTuple):
@@ -111,6 +116,8 @@ class PlainModule(Block):
         self.path = path
         self.module = module
         self.parts = list(named_modules(module, path))
+        for _, _, part in self.parts:
+            put_sharded_back(part)
         for _, name, part in self.parts:
             self._read(name, part)
         self._modules = [part for _, _, part in self.parts]
@@ -162,17 +169,39 @@ def _is_wrapper(module: Module, key: str) -> bool:
     return key in _WRAPPED or (key == "module" and isinstance(module, (DataParallel, DistributedDataParallel)))
 
 
+def put_sharded_back(part: Module) -> None:
+    """Have FSDP2 register its sharded parameters if a forward pass left gathered ones there; their memory is freed.
+
+    Only the sharded ones are trained; the next forward pass gathers them again.
+    """
+    for hook in part._state_dict_pre_hooks.values():
+        if _module_of(hook).startswith(_FSDP2):
+            hook(part, "", True)
+
+
 def is_plain(module: Module) -> bool:
     """Whether `state_dict()` would list parameters and buffers and nothing else."""
-    return not any(m._state_dict_hooks or m._state_dict_pre_hooks or _overrides(m, _SAVING) for m in module.modules())
+    return not any(
+        _strange(m._state_dict_hooks) or _strange(m._state_dict_pre_hooks) or _overrides(m, _SAVING)
+        for m in module.modules()
+    )
 
 
 def loads_itself(module: Module) -> bool:
     """Whether a load must go through `load_state_dict()`: hooks or methods want to see it."""
     return not is_plain(module) or any(
-        m._load_state_dict_pre_hooks or m._load_state_dict_post_hooks or _overrides(m, _LOADING)
+        _strange(m._load_state_dict_pre_hooks) or _strange(m._load_state_dict_post_hooks) or _overrides(m, _LOADING)
         for m in module.modules()
     )
+
+
+def _strange(hooks: Mapping[int, Callable[..., Any]]) -> bool:
+    """Whether some hook may do what nobody here knows."""
+    return any(not _module_of(hook).startswith(_KNOWN_HOOKS) for hook in hooks.values())
+
+
+def _module_of(hook: Callable[..., Any]) -> str:
+    return str(getattr(getattr(hook, "hook", hook), "__module__", ""))
 
 
 def _overrides(module: Module, methods: Iterable[str]) -> bool:
@@ -181,7 +210,15 @@ def _overrides(module: Module, methods: Iterable[str]) -> bool:
 
 
 def state_dict_of(module: Module, path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """`state_dict(keep_vars=True)` of a module that is not plain, and our name of each of its keys."""
+    """`state_dict(keep_vars=True)` of a module that is not plain, and our name of each of its keys.
+
+    Raises: UnsupportedValueError: it is wrapped by FSDP1, which gathers in `state_dict()`, on all ranks or never.
+    """
+    if any(type(m).__module__ == _FSDP1 for m in module.modules()):
+        raise UnsupportedValueError(
+            f"{path!r} is wrapped by FullyShardedDataParallel",
+            hint="shard it with torch.distributed.fsdp.fully_shard (FSDP2)",
+        )
     content = module.state_dict(keep_vars=True)
     names = {raw: name for raw, name, _ in named_modules(module, path)}
     return content, {key: _name_of(key, names) for key in content}

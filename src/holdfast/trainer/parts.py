@@ -16,7 +16,7 @@ import torch
 from holdfast.errors import CorruptError, StructureError, UnsupportedValueError
 from holdfast.format import plain
 from holdfast.format.limits import MAX_FORM
-from holdfast.trainer import encoders
+from holdfast.trainer import dtensor, encoders
 from holdfast.trainer.values import dtype_name
 
 FormKind = Literal["flatten", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "quantized", "user"]
@@ -148,7 +148,7 @@ def parts_of(name: str, tensor: torch.Tensor) -> Parts | None:  # noqa: PLR0911 
 
     Raises: UnsupportedValueError, with the name.
     """
-    if is_simple(tensor) or tensor.is_nested or is_distributed(tensor):
+    if is_simple(tensor) or tensor.is_nested or dtensor.is_dtensor(tensor):  # whose boxes are stored
         return None
     taught = encoders.of(type(tensor))
     if taught is not None and taught.encode is not None:
@@ -165,11 +165,6 @@ def parts_of(name: str, tensor: torch.Tensor) -> Parts | None:  # noqa: PLR0911 
     if hasattr(tensor, "__tensor_flatten__"):
         return _flattened(name, tensor, taught)
     return None
-
-
-def is_distributed(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor: its parts are shards, not pieces of its own."""
-    return any(c.__name__ == "DTensor" and c.__module__.startswith("torch.distributed") for c in type(tensor).__mro__)
 
 
 def _whole(kind: FormKind, tensor: torch.Tensor, found: dict[str, torch.Tensor], context: Any, name: str = "") -> Parts:

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, compress
-from operator import attrgetter, eq, is_, is_not
+from operator import attrgetter, eq, is_, is_not, ne, or_
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from holdfast.errors import UnsupportedValueError
 from holdfast.format.records import RESERVED
+from holdfast.trainer import dtensor
 from holdfast.trainer.modules import Block
-from holdfast.trainer.parts import is_distributed
-from holdfast.trainer.structure import Kind, Structure, TensorSpec
+from holdfast.trainer.structure import Boxes, Kind, Structure, TensorSpec
 from holdfast.trainer.values import dtype_name
 
 Tensors = Mapping[str, torch.Tensor]
@@ -27,7 +27,7 @@ _dtype = attrgetter("dtype")
 
 @dataclass(frozen=True)
 class Picture:
-    """One moment. `addresses` are those of the first element, 0 for an empty tensor.
+    """One moment. `addresses` are those of the first element, 0 for an empty tensor; of a DTensor, in its local tensor.
 
     A tensor object may get other memory, shape or dtype and stay the same object (`p.data = ...`, `module.half()`),
     so identity alone does not say that nothing changed.
@@ -68,8 +68,15 @@ class Picture:
         addresses = _addresses(tensors)
         if addresses == self.addresses and all(map(is_, tensors, self.tensors)):
             return self
+        if not self._cut_alike(tensors):
+            return None
         found = replace(self, tensors=tensors, addresses=addresses)
         return found if found.ties == self.ties else None
+
+    def _cut_alike(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether tensors that came new hold the same boxes as those before them."""
+        new = compress(zip(tensors, self.tensors, strict=True), map(is_not, tensors, self.tensors))
+        return all(_why_not(now) is None and dtensor.boxes_of(now) == dtensor.boxes_of(before) for now, before in new)
 
     @cached_property
     def ties(self) -> dict[str, str]:
@@ -80,9 +87,11 @@ class Picture:
             return {}
         first: dict[object, str] = {}
         found: dict[str, str] = {}
-        for name, tensor, address, own in zip(self.names, self.tensors, self.addresses, self.own, strict=True):
+        tensors = dtensor.locals_of(self.tensors)
+        rows = zip(self.names, tensors, self.shapes, self.addresses, self.own, strict=True)
+        for name, tensor, shape, address, own in rows:
             if counts[address] > 1 and not own:
-                key = (address, tensor.dtype, tensor.shape, tensor.stride(), tensor.device, _lazy_bits(tensor))
+                key = (address, tensor.dtype, shape, tensor.stride(), tensor.device, _lazy_bits(tensor))
                 if first.setdefault(key, name) != name:
                     found[name] = first[key]
         return found
@@ -91,19 +100,27 @@ class Picture:
         """Raises: UnsupportedValueError: two tensors with one name, or one that cannot be saved."""
         self._refuse_collisions()
         aliases = self.ties
-        parts: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] = ({}, {})
+        specs: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] = ({}, {})
+        cuts: dict[tuple[torch.Size, Boxes], int] = {}
         for name, kind, own, tensor in zip(self.names, self.kinds, self.own, self.tensors, strict=True):
-            check_tensor(name, tensor)
+            check_tensor(name, tensor, own=own)
             if own or name not in aliases:
                 dtype = tensor.dtype
+                boxes = dtensor.boxes_of(tensor)
+                cut = None if boxes is None else cuts.setdefault((tensor.shape, boxes), len(cuts))
                 form = self.forms.get(name)
-                parts[own][name] = TensorSpec(tuple(tensor.shape), dtype_name(dtype), dtype.itemsize, kind, form)
-        return Structure(*parts, aliases)
+                shape = tuple(tensor.shape)
+                specs[own][name] = TensorSpec(shape, dtype_name(dtype), dtype.itemsize, kind, form, cut)
+        return Structure(*specs, aliases, tuple(boxes for _, boxes in cuts))
 
     def tensors_of(self, structure: Structure) -> tuple[Tensors, Tensors]:
-        """The tensors of its shared part, and of its own. Raises: UnsupportedValueError: one has no memory yet."""
-        _refuse_no_memory(zip(self.names, self.tensors, strict=True))
-        by_name = dict(zip(self.names, self.tensors, strict=True))
+        """The tensors of its shared part, and of its own; of DTensors the local ones.
+
+        Raises: UnsupportedValueError: one has no memory yet.
+        """
+        tensors = dtensor.locals_of(self.tensors)
+        _refuse_no_memory(zip(self.names, tensors, strict=True))
+        by_name = dict(zip(self.names, tensors, strict=True))
         own = {name: by_name[name] for name in structure.own}
         return {name: by_name[name] for name in structure.shared}, own
 
@@ -113,12 +130,14 @@ class Picture:
         Raises: UnsupportedValueError: a tensor that came new cannot be saved.
         """
         now = {False: dict(shared), True: dict(own)}
-        new = compress(zip(self.names, self.tensors, self.own, strict=True), map(is_not, self.tensors, before.tensors))
+        # A DTensor may stay the same object and get another local tensor.
+        moved = map(or_, map(is_not, self.tensors, before.tensors), map(ne, self.addresses, before.addresses))
+        new = compress(zip(self.names, self.tensors, self.own, strict=True), moved)
         for name, tensor, is_own in new:
-            check_tensor(name, tensor)
-            _refuse_no_memory([(name, tensor)])
+            check_tensor(name, tensor, own=is_own)
+            _refuse_no_memory([(name, dtensor.local_of(tensor))])
             if name in now[is_own]:  # a tied one's further names are not
-                now[is_own][name] = tensor
+                now[is_own][name] = dtensor.local_of(tensor)
         return now[False], now[True]
 
     def _refuse_collisions(self) -> None:
@@ -154,7 +173,8 @@ def _shapes(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[torch
         raise
 
 
-def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+def _addresses(tensors: list[torch.Tensor]) -> list[int]:
+    tensors = dtensor.locals_of(tensors)
     try:
         return list(map(torch.Tensor.data_ptr, tensors))
     except (RuntimeError, ValueError, NotImplementedError):
@@ -172,9 +192,14 @@ def _lazy_bits(tensor: torch.Tensor) -> tuple[bool, bool]:
     return tensor.is_conj(), tensor.is_neg()
 
 
-def check_tensor(name: str, tensor: torch.Tensor) -> None:
+def check_tensor(name: str, tensor: torch.Tensor, *, own: bool = False) -> None:
     """Refuse what has no plain bytes. Raises: UnsupportedValueError."""
     reason = _why_not(tensor)
+    if reason is None and own and dtensor.is_dtensor(tensor):
+        reason = (
+            "is a DTensor marked per_rank",
+            "take the mark off: each rank saves and loads its shards; or mark x.to_local(), which has no layout",
+        )
     if reason is not None:
         raise UnsupportedValueError(f"the tensor {name!r} {reason[0]}", hint=reason[1])
     if name.startswith(RESERVED) or name in ("", "__metadata__"):
@@ -184,9 +209,9 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
 def _why_not(tensor: torch.Tensor) -> tuple[str, str] | None:  # noqa: PLR0911  (one per reason)
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "has no shape yet", "run the model once before the first save or load"
+    if dtensor.is_dtensor(tensor):
+        return dtensor.why_not(tensor) or _why_not(dtensor.local_of(tensor))
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-    if is_distributed(tensor):
-        return f"is a {kind}", "only plain tensors can be saved yet"
     if tensor.is_nested:
         return "is nested", "save its values() and offsets()"
     if tensor.layout != torch.strided:

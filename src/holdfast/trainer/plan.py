@@ -71,12 +71,12 @@ class StagePlan:
         return seen[0]
 
     def _agree(self, structure: Structure, talk: Talk) -> None:
-        """Exchange tables, one per distinct digest, and compute who stages what."""
-        digests = talk.gather(structure.digest)
-        senders = {digest: rank for rank, digest in reversed(list(enumerate(digests)))}
-        tables = talk.gather(structure if senders[structure.digest] == talk.rank else None)
-        known = {digest: tables[rank] for digest, rank in senders.items()}
-        self._shares = assign([known[d] for d in digests])  # type: ignore[misc]
+        """Exchange tables, one per distinct outline, and the boxes of every rank; compute who stages what."""
+        told = talk.gather((structure.outline, structure.cuts))
+        senders = {outline: rank for rank, (outline, _) in reversed(list(enumerate(told)))}
+        tables = talk.gather(structure if senders[structure.outline] == talk.rank else None)
+        known = {outline: tables[rank] for outline, rank in senders.items()}
+        self._shares = assign([known[outline].cut_as(cuts) for outline, cuts in told])  # type: ignore[union-attr]
         self._shared_digest = structure.digest
 
     def follow(self, state: dict[str, Any]) -> None:
@@ -167,7 +167,9 @@ class StagePlan:
         """Raises: ReplicaMismatchError naming the tensor whose bytes differ between ranks."""
         if talk.size == 1:
             return
-        seen = talk.each(lambda: fingerprints(captured, besides=self._compared))
+        assert self._shares is not None
+        pieces = self._shares.replicated(talk.rank)
+        seen = talk.each(lambda: fingerprints(captured, pieces, besides=self._compared))
         different = first_difference(seen)
         if different is not None:
             raise ReplicaMismatchError(

@@ -1,63 +1,136 @@
 """Who stages what: each rank its share of what it and its replicas hold. A pure function of all ranks' structures.
 
-Every rank computes the same answer from the same tables, so nothing more is exchanged. Who holds a tensor is read from
-the tables, never guessed from a mesh.
+Every rank computes the same answer from the same tables, so nothing more is exchanged. Who holds which rectangle of a
+tensor is read from the tables, never guessed from a mesh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from holdfast.errors import ReplicaMismatchError
+from holdfast.errors import CorruptError, ReplicaMismatchError
+from holdfast.format.manifest.coverage import Work, first_hole, first_overlap
 from holdfast.model.image import Piece
-from holdfast.trainer.structure import Structure, TensorSpec
+from holdfast.trainer.structure import Rect, Structure, TensorSpec, cells, intersection, whole_box
 
 WHOLE_BELOW_BYTES = 1 << 20
-"""A smaller tensor is never cut: entries would outnumber the bytes they describe."""
+"""A smaller tensor, or part of one, is never cut: entries would outnumber the bytes they describe."""
 
 Holders = tuple[int, ...]
+Having = tuple[tuple[int, int | None], ...]
+"""(table, which of its cuts) of a tensor, for each distinct table that has it"""
 
 
 @dataclass(frozen=True, slots=True)
+class _Held:
+    """A rectangle of a tensor that the same ranks hold completely, and no other rank holds a part of."""
+
+    fqn: str
+    spec: TensorSpec
+    rect: Rect
+
+    @property
+    def nbytes(self) -> int:
+        return self.spec.itemsize * prod(self.rect[1])
+
+    def piece(self, rect: Rect | None = None) -> Piece:
+        offsets, lengths = rect or self.rect
+        spec = self.spec
+        return Piece(self.fqn, offsets, lengths, spec.shape, spec.dtype, spec.itemsize, form=spec.form)
+
+
 class Shares:
-    """The pieces and aliases of each rank's image."""
+    """The pieces and aliases of each rank's image.
 
-    _pieces: tuple[tuple[Piece, ...], ...]
-    _aliases: tuple[tuple[tuple[str, str], ...], ...]
-
-    def pieces(self, rank: int) -> tuple[Piece, ...]:
-        """In the order in which they stand in the image."""
-        return self._pieces[rank]
-
-    def aliases(self, rank: int) -> tuple[tuple[str, str], ...]:
-        """(further name, first name) of each tied tensor of which the rank stages a piece."""
-        return self._aliases[rank]
-
-
-def assign(structures: Sequence[Structure]) -> Shares:
-    """The shares of all ranks; `structures[rank]` may be one object for many ranks.
-
-    Splittable tensors with the same holders are laid on one line and cut into equal parts at row borders; all others
+    Splittable rectangles with the same holders are laid on one line and cut into equal parts at row borders; all others
     come whole from their first holder; `own` tensors from their owner.
 
     Raises:
-        ReplicaMismatchError: ranks disagree on the shape, dtype, kind or ties of a tensor.
+        ReplicaMismatchError: ranks disagree on the shape, dtype, kind or ties of a tensor, or none holds some of it.
     """
-    pieces: list[list[Piece]] = [[] for _ in structures]
-    for holders, tensors in _by_holders(structures).items():
-        line = [(fqn, spec) for fqn, spec in tensors if spec.splittable]
-        for rank, piece in _cut(line, holders):
-            pieces[rank].append(piece)
-        pieces[holders[0]] += [_whole(fqn, spec) for fqn, spec in tensors if not spec.splittable]
-    for rank, structure in enumerate(structures):
-        pieces[rank] += _own(structure, rank)
-    aliases = _aliases(structures)
-    names = [{piece.fqn for piece in part} for part in pieces]
-    return Shares(
-        tuple(tuple(part) for part in pieces),
-        tuple(tuple((a, t) for a, t in aliases.items() if t in held) for held in names),
-    )
+
+    def __init__(self, structures: Sequence[Structure]) -> None:
+        self._structures = structures
+        # Ranks with the same table are looked at once: at 10,000 ranks there are few distinct ones.
+        ranks: dict[int, list[int]] = {}
+        for rank, structure in enumerate(structures):
+            ranks.setdefault(id(structure.shared), []).append(rank)
+        self._members = list(ranks.values())
+        self._ties = _aliases(structures)
+        self._tensors = self._agreed()
+        self._known: dict[tuple[tuple[int, ...], Having], dict[Rect, Holders]] = {}
+        self._of_rank: dict[int, dict[tuple[tuple[int, ...], Having], list[Rect]]] = {}
+        for fqn, (spec, having) in self._tensors.items():
+            self._holders(fqn, spec, having)
+
+    def pieces(self, rank: int) -> tuple[Piece, ...]:
+        """In the order in which they stand in the image."""
+        found: list[Piece] = []
+        for holders, held in self._lines(rank).items():
+            line = [h for h in held if h.spec.splittable]
+            found += [piece for holder, piece in _cut(line, holders) if holder == rank]
+            found += [h.piece() for h in held if not h.spec.splittable and holders[0] == rank]
+        return (*found, *_own(self._structures[rank], rank))
+
+    def aliases(self, rank: int) -> tuple[tuple[str, str], ...]:
+        """(further name, first name) of each tied tensor of which the rank stages a piece."""
+        names = {piece.fqn for piece in self.pieces(rank)}
+        return tuple((alias, target) for alias, target in self._ties.items() if target in names)
+
+    def replicated(self, rank: int) -> list[Piece]:
+        """The splittable rectangles that the rank holds together with others."""
+        lines = self._lines(rank).items()
+        return [h.piece() for holders, held in lines if len(holders) > 1 for h in held if h.spec.splittable]
+
+    # -- holders ------------------------------------------------------------------------------------------------------
+    def _lines(self, rank: int) -> dict[Holders, list[_Held]]:
+        """What the rank holds, by holders; each of these sees the same line in the same order."""
+        lines: dict[Holders, list[_Held]] = {}
+        for fqn, (spec, having) in self._tensors.items():
+            holders = self._known[spec.shape, having]
+            for rect in self._of_rank.get(rank, {}).get((spec.shape, having), ()):
+                lines.setdefault(holders[rect], []).append(_Held(fqn, spec, rect))
+        return lines
+
+    def _agreed(self) -> dict[str, tuple[TensorSpec, Having]]:
+        """Shared tensors and who has them, in the order of the first rank that has each."""
+        seen: dict[str, tuple[TensorSpec, list[tuple[int, int | None]]]] = {}
+        for t, members in enumerate(self._members):
+            for fqn, spec in self._structures[members[0]].shared.items():
+                if fqn in self._ties:  # its shard is empty here, so that the tie does not show
+                    continue
+                first, having = seen.setdefault(fqn, (spec.whole, []))
+                if first != spec.whole:
+                    raise _mismatch(fqn, self._members[having[0][0]][0], first, members[0], spec)
+                having.append((t, spec.cut))
+        return {fqn: (spec, tuple(having)) for fqn, (spec, having) in seen.items()}
+
+    def _holders(self, fqn: str, spec: TensorSpec, having: Having) -> None:
+        """Note which ranks hold which rectangle of tensors of that shape, had in that way."""
+        key = (spec.shape, having)
+        if key in self._known:
+            return
+        found: dict[Rect, list[int]] = {}
+        for t, cut in having:
+            for rank in self._members[t]:
+                boxes = self._structures[rank].cuts[cut] if cut is not None else (whole_box(spec.shape),)
+                for box in boxes:
+                    found.setdefault(box.rect, []).append(rank)
+        try:
+            found = _apart(found, spec.shape)
+        except CorruptError as e:
+            raise _no_layout(fqn, e.message) from None
+        self._known[key] = {rect: tuple(sorted(ranks)) for rect, ranks in sorted(found.items())}
+        for rect, ranks in self._known[key].items():
+            for rank in ranks:
+                self._of_rank.setdefault(rank, {}).setdefault(key, []).append(rect)
+
+
+def assign(structures: Sequence[Structure]) -> Shares:
+    """The shares of all ranks; `structures[rank]` may share its tensors with many ranks. Raises: see Shares."""
+    return Shares(structures)
 
 
 def unsplit(structure: Structure, rank: int) -> tuple[tuple[Piece, ...], tuple[tuple[str, str], ...]]:
@@ -66,42 +139,35 @@ def unsplit(structure: Structure, rank: int) -> tuple[tuple[Piece, ...], tuple[t
     Which ranks changed alike it cannot know without asking, so nothing is left to another: bytes stand several times,
     and none is missing.
     """
-    whole = [_whole(fqn, spec) for fqn, spec in structure.shared.items()]
-    return (*whole, *_own(structure, rank)), tuple(structure.aliases.items())
+    held = [
+        _Held(fqn, spec, box.rect).piece() for fqn, spec in structure.shared.items() for box in structure.boxes(spec)
+    ]
+    return (*held, *_own(structure, rank)), tuple(structure.aliases.items())
 
 
 def _own(structure: Structure, rank: int) -> list[Piece]:
-    return [_whole(fqn, spec, owner=rank) for fqn, spec in structure.own.items()]
+    return [
+        Piece(fqn, (0,) * len(spec.shape), spec.shape, spec.shape, spec.dtype, spec.itemsize, rank, spec.form)
+        for fqn, spec in structure.own.items()
+    ]
 
 
-def _whole(fqn: str, spec: TensorSpec, owner: int | None = None) -> Piece:
-    return Piece(fqn, (0,) * len(spec.shape), spec.shape, spec.shape, spec.dtype, spec.itemsize, owner, spec.form)
+def _apart(found: dict[Rect, list[int]], shape: tuple[int, ...]) -> dict[Rect, list[int]]:
+    """Rectangles that overlap cut along each other's borders, so that each has its holders.
 
-
-# Holders -------------------------------------------------------------------------------------------------------------
-def _by_holders(structures: Sequence[Structure]) -> dict[Holders, list[tuple[str, TensorSpec]]]:
-    """Shared tensors by the ranks that hold them, in the order of the first rank that has each."""
-    # Ranks with the same table are looked at once: at 10,000 ranks there are few distinct ones.
-    ranks: dict[int, list[int]] = {}
-    for rank, structure in enumerate(structures):
-        ranks.setdefault(id(structure), []).append(rank)
-    tables = [structures[same[0]] for same in ranks.values()]
-    members = list(ranks.values())
-    seen: dict[str, tuple[TensorSpec, list[int]]] = {}
-    for t, table in enumerate(tables):
-        for fqn, spec in table.shared.items():
-            found = seen.setdefault(fqn, (spec, []))
-            if found[0] != spec:
-                raise _mismatch(fqn, members[found[1][0]][0], found[0], members[t][0], spec)
-            found[1].append(t)
-    holders: dict[tuple[int, ...], Holders] = {}
-    grouped: dict[Holders, list[tuple[str, TensorSpec]]] = {}
-    for fqn, (spec, having) in seen.items():
-        key = tuple(having)
-        if key not in holders:
-            holders[key] = tuple(sorted(rank for t in key for rank in members[t]))
-        grouped.setdefault(holders[key], []).append((fqn, spec))
-    return grouped
+    Raises: CorruptError: one element is in none, or they are too irregular.
+    """
+    hole = first_hole(found, shape, Work(len(found)))
+    if hole is not None:
+        raise CorruptError(f"no rank holds element {list(hole)}")
+    if len(found) == 1 or first_overlap(found, Work(len(found))) is None:
+        return found
+    smaller: dict[Rect, list[int]] = {}
+    work = Work(len(found))
+    for cell in cells(set(found)):
+        work.pay(len(found))
+        smaller[cell] = sorted({rank for rect, ranks in found.items() if intersection(cell, rect) for rank in ranks})
+    return smaller
 
 
 def _aliases(structures: Sequence[Structure]) -> dict[str, str]:
@@ -114,7 +180,8 @@ def _aliases(structures: Sequence[Structure]) -> dict[str, str]:
                 raise _tied_differently(alias, rank)
     for rank, structure in distinct.values():
         for alias in structure.shared.keys() & found.keys():
-            raise _tied_differently(alias, rank)
+            if structure.boxes(structure.shared[alias]):
+                raise _tied_differently(alias, rank)
     return found
 
 
@@ -126,6 +193,13 @@ def _mismatch(fqn: str, rank: int, spec: TensorSpec, other: int, other_spec: Ten
     )
 
 
+def _no_layout(fqn: str, why: str) -> ReplicaMismatchError:
+    return ReplicaMismatchError(
+        f"{fqn!r} cannot be put together from its shards: {why}",
+        hint="every rank of its device mesh has to be one of the ranks that save together (see group=)",
+    )
+
+
 def _tied_differently(alias: str, rank: int) -> ReplicaMismatchError:
     return ReplicaMismatchError(
         f"{alias!r} shares memory with another tensor on some ranks but not in the same way on rank {rank}",
@@ -134,32 +208,38 @@ def _tied_differently(alias: str, rank: int) -> ReplicaMismatchError:
 
 
 # Cutting -------------------------------------------------------------------------------------------------------------
-def _cut(line: Sequence[tuple[str, TensorSpec]], holders: Holders) -> Iterator[tuple[int, Piece]]:
-    """Lay the tensors end to end and cut the line into equal parts, each border moved to the nearest row border."""
+def _cut(line: Sequence[_Held], holders: Holders) -> Iterator[tuple[int, Piece]]:
+    """Lay the rectangles end to end and cut the line into equal parts, each border moved to the nearest row border."""
     n = len(holders)
-    total = sum(spec.nbytes for _, spec in line)
+    total = sum(held.nbytes for held in line)
     at = 0
     part = 0
-    for fqn, spec in line:
-        size = spec.nbytes
-        step = _row_bytes(spec) or 1
+    for held in line:
+        size = held.nbytes
+        step = _row_bytes(held) or 1
         done = 0
         while done < size:
             while part < n - 1 and _nearest(total * (part + 1) // n - at, step, size) <= done:
                 part += 1
             stop = size if part == n - 1 else _nearest(total * (part + 1) // n - at, step, size)
-            yield holders[part], _rows(fqn, spec, done, stop)
+            yield holders[part], held.piece(_rows(held, done, stop))
             done = stop
         if size == 0:
-            yield holders[part], _whole(fqn, spec)
+            yield holders[part], held.piece()
         at += size
 
 
-def _row_bytes(spec: TensorSpec) -> int:
-    """Bytes between two places where the tensor may be cut: its size where it may not."""
-    if spec.nbytes < WHOLE_BELOW_BYTES or not spec.shape:
-        return spec.nbytes
-    return spec.nbytes // spec.shape[0]
+def _row_dim(held: _Held) -> int | None:
+    """The dimension along which a rectangle may be cut: the first one that has more than one row."""
+    if held.nbytes < WHOLE_BELOW_BYTES:
+        return None
+    return next((dim for dim, length in enumerate(held.rect[1]) if length > 1), None)
+
+
+def _row_bytes(held: _Held) -> int:
+    """Bytes between two places where it may be cut: its size where it may not."""
+    dim = _row_dim(held)
+    return held.nbytes if dim is None else held.nbytes // held.rect[1][dim]
 
 
 def _nearest(border: int, step: int, size: int) -> int:
@@ -167,11 +247,13 @@ def _nearest(border: int, step: int, size: int) -> int:
     return max(0, min(size, (2 * border + step) // (2 * step) * step))
 
 
-def _rows(fqn: str, spec: TensorSpec, start: int, stop: int) -> Piece:
+def _rows(held: _Held, start: int, stop: int) -> Rect:
     """The rows that the bytes [start, stop) are."""
-    if stop - start == spec.nbytes:
-        return _whole(fqn, spec)
-    row = spec.nbytes // spec.shape[0]
-    offsets = (start // row, *(0 for _ in spec.shape[1:]))
-    lengths = ((stop - start) // row, *spec.shape[1:])
-    return Piece(fqn, offsets, lengths, spec.shape, spec.dtype, spec.itemsize, form=spec.form)
+    dim = _row_dim(held)
+    if dim is None or stop - start == held.nbytes:
+        return held.rect
+    row = _row_bytes(held)
+    offsets, lengths = map(list, held.rect)
+    offsets[dim] += start // row
+    lengths[dim] = (stop - start) // row
+    return tuple(offsets), tuple(lengths)

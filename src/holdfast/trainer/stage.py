@@ -17,6 +17,7 @@ from holdfast.format.image import Template, write_plain
 from holdfast.model.image import Entry, Piece
 from holdfast.trainer.capture import Captured
 from holdfast.trainer.move import is_plain_memory, move
+from holdfast.trainer.structure import Box, Boxes, Rect, intersection
 from holdfast.trainer.values import copyable, dtype_of
 
 _LARGE_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class Stager:
         self._views: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._names = [entry.piece.fqn for entry in self._entries]
         self._large = [i for i, entry in enumerate(self._entries) if entry.piece.nbytes >= _LARGE_BYTES]
-        self._parts = [(i, entry.piece) for i, entry in enumerate(self._entries) if not entry.piece.is_whole]
+        self._parts = [(i, e.piece) for i, e in enumerate(self._entries) if not (e.piece.is_whole and e.piece.nbytes)]
         self._sources: list[torch.Tensor] = []
         self._sources_of: tuple[object, object] | None = None
 
@@ -86,19 +87,28 @@ class Stager:
             tensors = {**captured.tensors, **captured.own}
             self._sources = list(map(tensors.__getitem__, self._names))
             for i, piece in self._parts:
-                self._sources[i] = rectangle(self._sources[i], piece)
+                boxes = () if piece.owner_rank is not None else captured.structure.boxes_of(piece.fqn)
+                self._sources[i] = rectangle(self._sources[i], piece, boxes)
             self._sources = list(map(copyable, self._sources))
             self._sources_of = of
         return self._sources
 
 
-def rectangle(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """The view of a whole tensor that a piece is."""
-    view = tensor.detach()
-    for dim, (offset, length) in enumerate(zip(piece.offsets, piece.lengths, strict=True)):
-        if length != piece.shape[dim]:
-            view = view.narrow(dim, offset, length)
-    return view
+def rectangle(tensor: torch.Tensor, piece: Piece, boxes: Boxes) -> torch.Tensor:
+    """The view of a tensor that a piece is; `boxes` says what of the global tensor it holds."""
+    if not piece.nbytes:  # a shard of a tensor without elements may have another shape without elements
+        return tensor.new_empty(piece.lengths)
+    rect = (piece.offsets, piece.lengths)
+    box = next(b for b in boxes if intersection(b.rect, rect) == rect)
+    return view_of(tensor.detach(), box, rect)
+
+
+def view_of(tensor: torch.Tensor, box: Box, rect: Rect) -> torch.Tensor:
+    """The view that a rectangle of a box is; the tensor holds the box."""
+    for dim, (offset, length) in enumerate(zip(*rect, strict=True)):
+        if length != tensor.shape[dim]:
+            tensor = tensor.narrow(dim, box.at[dim] + offset - box.offsets[dim], length)
+    return tensor
 
 
 def views_of(buffer: memoryview, entries: Iterable[Entry]) -> list[torch.Tensor]:

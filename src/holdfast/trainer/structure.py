@@ -1,12 +1,13 @@
-"""What a rank's state consists of: names, shapes, dtypes, ties. Values without tensors, as ranks exchange them."""
+"""What a rank's state consists of: names, shapes, dtypes, ties, boxes. Without tensors, as ranks exchange it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -15,10 +16,33 @@ Kind = Literal["parameter", "buffer", "optimizer", "other"]
 SPLITTABLE: frozenset[Kind] = frozenset({"parameter", "optimizer"})
 """Only these are the same bytes on every replica: batch-norm statistics differ by rank."""
 
+Rect = tuple[tuple[int, ...], tuple[int, ...]]
+"""(offsets, lengths) in a global tensor"""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle of a global tensor that a rank holds; `at` is where it begins in the rank's local tensor."""
+
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    at: tuple[int, ...]
+
+    @property
+    def rect(self) -> Rect:
+        return self.offsets, self.lengths
+
+
+Boxes = tuple[Box, ...]
+"""All that a rank holds of one tensor; nothing where its shard is empty. No two of them overlap."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as the image will describe it. `dtype` is torch's name without the prefix."""
+    """A tensor as the image will describe it. `dtype` is torch's name without the prefix.
+
+    `shape` is that of the global tensor. `cut` says which of the structure's `cuts` the rank holds; None: all of it.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -26,6 +50,7 @@ class TensorSpec:
     kind: Kind
     form: str | None = None
     """As `Piece.form`."""
+    cut: int | None = None
 
     @property
     def splittable(self) -> bool:
@@ -33,7 +58,13 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
+        """Of the global tensor."""
         return self.itemsize * math.prod(self.shape)
+
+    @property
+    def whole(self) -> TensorSpec:
+        """What ranks that hold other boxes of the tensor have in common."""
+        return self if self.cut is None else replace(self, cut=None)
 
 
 @dataclass(frozen=True)
@@ -41,24 +72,76 @@ class Structure:
     """All tensors of a rank, in the order they were found.
 
     `shared` are those that replicas have in common, `own` those marked `per_rank`; `aliases` maps the further names of
-    a shared tensor to its first. Never changed after it was made: the digest is computed once.
+    a shared tensor to its first. `cuts` are the distinct boxes the rank holds of its sharded tensors: a few, for most
+    tensors are cut in the same way, and all in which ranks of one mesh differ. Never changed after it was made: the
+    digests are computed once.
     """
 
     shared: Mapping[str, TensorSpec]
     own: Mapping[str, TensorSpec]
     aliases: Mapping[str, str]
+    cuts: tuple[Boxes, ...] = ()
+
+    @cached_property
+    def outline(self) -> str:
+        """Digest of everything but `cuts`: equal exactly when the rest of two structures is, order included."""
+        rows = [
+            [(n, s.shape, s.dtype, s.kind, s.form, s.cut) for n, s in part.items()] for part in (self.shared, self.own)
+        ]
+        return _digest([rows, list(self.aliases.items())])
 
     @cached_property
     def digest(self) -> str:
         """Equal exactly when two structures are equal, order included."""
-        rows = [[(n, s.shape, s.dtype, s.kind, *_form(s)) for n, s in part.items()] for part in (self.shared, self.own)]
-        encoded = msgspec.json.encode([rows, list(self.aliases.items())])
-        return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+        cuts = [[(p.offsets, p.lengths, p.at) for p in boxes] for boxes in self.cuts]
+        return _digest([self.outline, cuts]) if cuts else self.outline
 
-    @property
-    def nbytes(self) -> int:
-        return sum(s.nbytes for part in (self.shared, self.own) for s in part.values())
+    def cut_as(self, cuts: tuple[Boxes, ...]) -> Structure:
+        """The structure of a rank that has the same outline and other boxes."""
+        return self if cuts == self.cuts else Structure(self.shared, self.own, self.aliases, cuts)
+
+    def boxes(self, spec: TensorSpec) -> Boxes:
+        """What the rank holds of one of its tensors."""
+        return (whole_box(spec.shape),) if spec.cut is None else self.cuts[spec.cut]
+
+    def boxes_of(self, fqn: str) -> Boxes:
+        """What the rank holds of a shared tensor."""
+        return self.boxes(self.shared[fqn])
 
 
-def _form(spec: TensorSpec) -> tuple[str, ...]:
-    return () if spec.form is None else (spec.form,)
+def whole_box(shape: tuple[int, ...]) -> Box:
+    """A tensor that is held completely."""
+    start = (0,) * len(shape)
+    return Box(start, shape, start)
+
+
+def intersection(a: Rect, b: Rect) -> Rect | None:
+    """What two rectangles have in common; None if that is nothing."""
+    offsets, lengths = [], []
+    for (ao, an), (bo, bn) in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True):
+        start, stop = max(ao, bo), min(ao + an, bo + bn)
+        if start >= stop:
+            return None
+        offsets.append(start)
+        lengths.append(stop - start)
+    return tuple(offsets), tuple(lengths)
+
+
+def cells(rects: set[Rect]) -> Iterator[Rect]:
+    """The smallest boxes between all borders of some rectangles; each of these is made of such boxes."""
+    dims = len(next(iter(rects))[0])
+    borders = [sorted({edge for o, n in rects for edge in (o[d], o[d] + n[d])}) for d in range(dims)]
+    yield from _grid([list(pairwise(line)) for line in borders])
+
+
+def _grid(lines: list[list[tuple[int, int]]]) -> Iterator[Rect]:
+    if not lines:
+        yield (), ()
+        return
+    for start, stop in lines[0]:
+        for offsets, lengths in _grid(lines[1:]):
+            yield (start, *offsets), (stop - start, *lengths)
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(msgspec.json.encode(value), digest_size=16).hexdigest()

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 
+from holdfast.trainer import dtensor
+
 Entries = dict[str, Any]
 """Per key of a parameter's state: a plain value, or a tensor (on meta where it would be on the parameter's device)."""
 
@@ -49,8 +51,18 @@ def forecast(optimizer: Optimizer) -> dict[torch.Tensor, Entries] | None:
         return None
     found: dict[torch.Tensor, Entries] = {}
     for parameter, stand_in in likeness.items():
-        found[parameter] = dict(twin.state.get(stand_in, {}))
+        entries = twin.state.get(stand_in, {})
+        found[parameter] = {key: _laid_out(key, value, parameter) for key, value in entries.items()}
     return found
+
+
+def _laid_out(key: str, value: Any, parameter: torch.Tensor) -> Any:
+    """An entry of a plain stand-in of the parameter's global shape, as it will be for a parameter that is a DTensor."""
+    if not dtensor.is_dtensor(parameter) or not isinstance(value, torch.Tensor):
+        return value
+    if dtensor.beside(key, value.shape, parameter):
+        return value
+    return dtensor.entry_like(parameter, value.shape, value.dtype, value.device)
 
 
 class _CannotTwin(Exception):

@@ -16,7 +16,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from holdfast.errors import UnsupportedValueError, UsageError
+from holdfast.errors import HoldfastError, UnsupportedValueError, UsageError
 from holdfast.format.plain import MAX_DEPTH, Opaque, TensorRef
 from holdfast.trainer import encoders
 from holdfast.trainer.modules import Block, PlainModule, is_plain, named_parameters, state_dict_of
@@ -59,6 +59,8 @@ def _ask(path: str, method: Callable[[], Any], what: str = "give its state_dict(
     """Call code of the user's. Raises: UnsupportedValueError with the path, whatever it raises."""
     try:
         return method()
+    except HoldfastError:
+        raise
     except Exception as e:
         raise UnsupportedValueError(f"{path!r} cannot {what}: {type(e).__name__}: {e}") from e
 

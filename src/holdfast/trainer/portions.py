@@ -1,0 +1,89 @@
+"""What of each saved piece belongs into a live tensor: where the rectangles of the two meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from holdfast.model.image import Entry
+from holdfast.trainer import dtensor
+from holdfast.trainer.saved import SavedTensor
+from holdfast.trainer.stage import view_of
+from holdfast.trainer.structure import Box, Rect, intersection, whole_box
+from holdfast.trainer.values import dtype_of
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """A rectangle that an entry of an image holds and a box of a live tensor needs.
+
+    `memory` is the live tensor, or the local one of a DTensor; `source` the place of the image in the sources given.
+    """
+
+    memory: torch.Tensor
+    box: Box
+    source: int
+    entry: Entry
+    rect: Rect
+
+    @property
+    def start(self) -> int:
+        """Where its first element stands in the image."""
+        return self.entry.start + self._distance(self.rect[0])
+
+    @property
+    def stop(self) -> int:
+        """Where its last element ends in the image; between the two may stand what nobody needs."""
+        last = tuple(offset + length - 1 for offset, length in zip(*self.rect, strict=True))
+        return self.entry.start + self._distance(last) + self.entry.piece.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        n = self.entry.piece.itemsize
+        for length in self.rect[1]:
+            n *= length
+        return n
+
+    def destination(self) -> torch.Tensor:
+        """The part of the live tensor that it fills; of an expanded one, the one element behind all of them."""
+        view = view_of(self.memory.detach(), self.box, self.rect)
+        for dim, stride in enumerate(view.stride()):
+            if stride == 0 and view.shape[dim] > 1:
+                view = view.narrow(dim, 0, 1)
+        return view
+
+    def is_run_for(self, destination: torch.Tensor) -> bool:
+        """Whether its bytes in the image are one run, and those that a destination in plain memory needs."""
+        return (
+            self.stop - self.start == self.nbytes
+            and tuple(destination.shape) == self.rect[1]
+            and destination.dtype is dtype_of(self.entry.piece.dtype)
+        )
+
+    def seen_in(self, entry: torch.Tensor) -> torch.Tensor:
+        """The view of it in a tensor that is the whole entry."""
+        piece = self.entry.piece
+        return view_of(entry, Box(piece.offsets, piece.lengths, (0,) * len(piece.lengths)), self.rect)
+
+    def _distance(self, element: tuple[int, ...]) -> int:
+        """Bytes from the beginning of the entry to an element of the global tensor."""
+        piece = self.entry.piece
+        at = 0
+        for where, offset, length in zip(element, piece.offsets, piece.lengths, strict=True):
+            at = at * length + where - offset
+        return at * piece.itemsize
+
+
+def portions(live: torch.Tensor, found: SavedTensor) -> Iterator[Portion]:
+    """All that fills a live tensor of the same global shape.
+
+    Raises: CorruptError: the images do not hold all of the tensor.
+    """
+    memory, boxes = dtensor.local_of(live), dtensor.boxes_of(live)
+    for source, entry in found.pieces():
+        for box in (whole_box(found.shape),) if boxes is None else boxes:
+            rect = intersection(box.rect, (entry.piece.offsets, entry.piece.lengths))
+            if rect is not None:
+                yield Portion(memory, box, source, entry, rect)

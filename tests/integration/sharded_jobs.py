@@ -186,7 +186,7 @@ def digest(state: State) -> dict[str, str]:
     found = {}
     for name, tensor in tensors(state):
         local = dtensor.local_of(tensor).detach().contiguous()
-        found[name] = hashlib.sha256(local.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        found[name] = hashlib.sha256(local.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
     return found
 
 

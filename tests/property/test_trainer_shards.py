@@ -14,7 +14,7 @@ from holdfast.trainer import shares  # noqa: E402
 from holdfast.trainer.dtensor import Cut, boxes  # noqa: E402
 from holdfast.trainer.shares import assign, unsplit  # noqa: E402
 from holdfast.trainer.stage import rectangle  # noqa: E402
-from holdfast.trainer.structure import Box, Structure, TensorSpec, cells, intersection  # noqa: E402
+from holdfast.trainer.structure import Box, Boxes, Rect, Structure, TensorSpec, cells, intersection  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -80,7 +80,8 @@ def boxes_on(shape, mesh, placements, coordinate):
 
 def structure_on(layouts_by_name, rank_of):
     """The structure of a rank: `rank_of(name)` is its coordinate in the mesh of that tensor."""
-    specs, cuts = {}, []
+    specs: dict[str, TensorSpec] = {}
+    cuts: list[Boxes] = []
     for name, (shape, mesh, placements, _) in layouts_by_name.items():
         held = boxes_on(shape, mesh, placements, rank_of(name))
         cut = None
@@ -238,6 +239,6 @@ def test_ties_do_not_show_where_a_shard_is_empty():
 
 @given(st.lists(st.tuples(*[st.tuples(st.integers(0, 5), st.integers(1, 5))] * 2), min_size=1, max_size=5))
 def test_cells_part_rectangles_on_all_their_borders(made):
-    rects = {((a[0], b[0]), (a[1], b[1])) for a, b in made}
+    rects: set[Rect] = {((a[0], b[0]), (a[1], b[1])) for a, b in made}
     for cell in cells(rects):
         assert all(intersection(cell, rect) in (None, cell) for rect in rects)

@@ -73,13 +73,14 @@ def test_ranks_of_a_mesh_differ_in_their_boxes_only(mesh):
 def test_optimizer_state_is_foretold_as_the_first_step_makes_it(mesh):
     model = torch.nn.ParameterDict({"w": torch.nn.Parameter(made(mesh, Shard(0), Replicate()))})
     model["empty"] = torch.nn.Parameter(made(mesh, Shard(0), Shard(0), shape=(1, 2)))
-    for kind, options in [
+    cases: list[tuple[Any, dict[str, Any]]] = [
         (torch.optim.AdamW, {"amsgrad": True}),
         (torch.optim.SGD, {"momentum": 0.9}),
         (torch.optim.NAdam, {}),
         (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
         (torch.optim.Adagrad, {}),
-    ]:
+    ]
+    for kind, options in cases:
         state = {"model": model, "optim": kind(model.parameters(), **options)}
         foretold = Capture().forecast(state)
         assert not any(entries for entries in state["optim"].state.values() if "exp_avg" in entries)
@@ -99,7 +100,12 @@ def test_a_tied_parameter_stands_once(mesh):
     ("build", "words"),
     [
         (lambda mesh: DTensor.from_local(torch.ones(2), mesh, [Replicate(), Partial()]), ["Partial", "redistribute"]),
-        (lambda mesh: DTensor.from_local(torch.ones(3), mesh, [Shard(0), Shard(0)], shape=(9,), stride=(1,)), ["[3]"]),
+        (
+            lambda mesh: DTensor.from_local(
+                torch.ones(3), mesh, [Shard(0), Shard(0)], shape=torch.Size([9]), stride=(1,)
+            ),
+            ["[3]"],
+        ),
     ],
 )
 def test_what_has_no_place_in_a_global_tensor_is_refused_with_its_name(mesh, build, words):

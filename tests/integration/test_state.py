@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import numpy as np  # noqa: E402
+from tests import everything  # noqa: E402
 from tests.integration.place import due  # noqa: E402
 
 import holdfast  # noqa: E402
@@ -64,6 +65,32 @@ def test_training_goes_on_from_a_load_as_if_nothing_had_happened(place):
     for (name, a), (_, b) in zip(one["model"].state_dict().items(), other["model"].state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     assert one["sched"].get_last_lr() == other["sched"].get_last_lr()
+
+
+def test_a_training_of_everything_goes_on_after_a_load(place):
+    everything.teach()
+    one = everything.Everything(0)
+    with holdfast.Checkpointer(place.url) as ckpt:
+        assert ckpt.load(one.state) is None
+        for step in range(5):
+            one.step()
+            one.before_save()
+            handle = due(ckpt.save(step, one.state))
+            assert handle.stall_s < 30
+        handle.wait("durable", timeout_s=60)
+    uninterrupted = [one.step() for _ in range(3)]
+    after = one.picture()
+    other = everything.Everything(1)
+    with holdfast.Checkpointer(place.url) as ckpt:
+        assert ckpt.load(other.state) == 4
+        other.after_load()
+        assert [other.step() for _ in range(3)] == uninterrupted
+        assert other.picture() == after
+        due(ckpt.save(7, other.state)).wait("durable", timeout_s=60)
+    third = everything.Everything(2)
+    assert loaded(place, third.state) == 7
+    third.after_load()
+    assert third.picture() == after
 
 
 def test_tensors_of_every_kind_come_back(place):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.lifecycle import actions
 from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.slots import SlotView
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 
 if TYPE_CHECKING:
     from tests.property.lifecycle_place import Place
@@ -43,7 +43,15 @@ class Checks:
         assert page.pins == 0, "freed under a reader"
         assert not world.work_on(node, action.slot), "freed while in use"
         if page.image is not None and page.state == "held" and not page.bad:
+            if page.image.image:
+                self._free_shared(node, page.image)
             self._free_held(node, page.image.checkpoint)
+
+    def _free_shared(self, node: str, image: ImageId) -> None:
+        pages = [p for (n, _), p in self._world.pages.items() if n == node and p.state in ("staged", "held")]
+        assert not any(image in p.relies_on for p in pages), f"freed {image}, on which a step here relies"
+        newest = self._world.sharing and self._world.newest.get((image.rank, image.image)) == image
+        assert not newest, f"freed {image}, on which the next step may rely"
 
     def _free_held(self, node: str, step: CheckpointId) -> None:
         world = self._world
@@ -64,17 +72,23 @@ class Checks:
         running = [t for t in world.tasks if t.owner == node and isinstance(t.action, actions.Upload)]
         mine = [t.action.image for t in running if t.action.tier == action.tier]
         assert action.image not in mine, "flushed twice at once"
-        assert {i.checkpoint for i in mine} <= {action.image.checkpoint}, "two steps at once"
+        steps = [world.images_of(c) for c in world.steps_of(action.image)] if mine else []
+        assert not mine or any(set(mine) <= step for step in steps), "two steps at once"
+        here = {p.image for (n, _), p in world.pages.items() if n == node and p.state == "held" and not p.bad}
+        relied = here & set(page.relies_on)
+        assert relied <= world.stores[action.tier].images, "flushed before what it relies on"
 
     # -- tiers --------------------------------------------------------------------------------------------------------
     def _check_whole(self, owner: str | None, action: actions.CheckWhole) -> None:
-        assert {i.record.id.checkpoint for i in action.images} == {action.checkpoint}, "mixed attempts or steps"
+        images = {i.record.id for i in action.images}
+        assert {i.checkpoint for i in images if not i.image} == {action.checkpoint}, "mixed attempts or steps"
+        assert images == self._world.images_of(action.checkpoint), "mixed attempts or steps"
 
     def _commit(self, owner: str | None, action: actions.Commit) -> None:
         world = self._world
         images = {i.record.id for i in action.images}
         step, store = action.checkpoint, world.stores[action.tier]
-        assert {i.checkpoint for i in images} == {step}, "mixed attempts or steps"
+        assert {i.checkpoint for i in images if not i.image} == {step}, "mixed attempts or steps"
         assert images == world.images_of(step), "committed what is not complete"
         assert images <= store.images, "committed before all images stand there"
         assert step in world.checked, "committed unchecked"
@@ -130,8 +144,8 @@ class Checks:
         machine = self._world.nodes[node]
         lagging = {t.name for t in machine.tiers() if t.lagging}
         newest = machine.newest_whole()
-        views = [v for v in machine.slots() if v.rank == rank]
-        if sum(v.image is None for v in views) >= self._world.image_count or newest is None:
+        views = [v for v in machine.slots() if v.rank == rank and self._world.pages[node, v.slot].number == 0]
+        if any(v.image is None for v in views) or newest is None:
             return
         for v in views:
             if v.image is None or v.image.checkpoint >= newest or v.state != "held" or v.pins:
@@ -152,6 +166,9 @@ class Checks:
 
     def _begun(self, machine: NodeMachine, tier: str, step: CheckpointId) -> bool:
         same = [v for v in machine.slots() if v.image is not None and v.image.checkpoint == step]
+        relied = {i for first, images in self._world.relied.items() if first.checkpoint == step for i in images}
+        if any(v.image in relied and v.flushes.get(tier) in ("running", "cancelled") for v in machine.slots()):
+            return True
         if any(v.flushes.get(tier) in ("running", "uploaded", "cancelled") for v in same):
             return True
         # An image may have been flushed and freed already.
@@ -162,6 +179,13 @@ class Checks:
         for key, page in self._world.pages.items():
             if page.image is None or page.state != "held" or page.pins or self._world.work_on(*key):
                 continue
+            if page.image.image and self._may_be_relied_on(page.image):
+                continue
             status = self._world.run.status(page.image.checkpoint)
             gone = status is not None and status.memory in ("dropped", "failed")
             assert not gone, f"{page.image} stays, though its step was {status.memory if status else ''}"
+
+    def _may_be_relied_on(self, image: ImageId) -> bool:
+        pages = [p for p in self._world.pages.values() if p.image is not None and not p.bad]
+        later = any((p.image.rank, p.image.image) == (image.rank, image.image) and p.image > image for p in pages)
+        return not later or any(image in p.relies_on for p in pages)

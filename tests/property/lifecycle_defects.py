@@ -138,6 +138,34 @@ def _two_steps_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(room, "next_step", next_step)
 
 
+def _relied_on_freed(patch: pytest.MonkeyPatch) -> None:
+    """A shared image goes with the step it was staged with."""
+    patch.setattr(NodeState, "is_needed", lambda state, occupant: False)
+
+
+def _shared_swept(patch: pytest.MonkeyPatch) -> None:
+    """What no manifest names is nobody's."""
+    real = TierBook.next_deletion
+    patch.setattr(TierBook, "next_deletion", lambda book, in_use, spare=frozenset(): real(book, in_use))
+
+
+def _whole_without_what_it_relies_on(patch: pytest.MonkeyPatch) -> None:
+    """A step consists of what was staged with it."""
+    patch.setattr(StepRecord, "staged_by", lambda record, rank: 0 in record.announced.get(rank, {}))
+    patch.setattr(StepRecord, "holds_all", lambda r, images: r.fully_announced and {i for i in images if not i.image} == {
+        i for of in r.announced.values() for i in of.values() if not i.image
+    })  # fmt: skip
+
+
+def _flushed_before_what_it_relies_on(patch: pytest.MonkeyPatch) -> None:
+    """The order of flushes does not matter."""
+
+    def startable(state: NodeState, tier: str, checkpoint: CheckpointId) -> list[Occupant]:
+        return [o for o in state.occupants(checkpoint) if tier in o.waiting and o.flushable]
+
+    patch.setattr(room, "startable", startable)
+
+
 DEFECTS: dict[str, tuple[Plant, str]] = {
     "committed before the last receipt": (_before_the_last_receipt, "before all images stand there"),
     "coverage unchecked": (_coverage_unchecked, "committed unchecked|freed the"),
@@ -153,5 +181,9 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
     "pruned under a load": (_pruned_under_a_load, "pruned under a load|pruned while committing"),
     "freed in flush": (_freed_in_flush, "freed while in use"),
     "two steps at once": (_two_steps_at_once, "two steps at once"),
+    "freed though relied on": (_relied_on_freed, "on which"),
+    "shared images swept": (_shared_swept, "before what it relies on|went away under|all images stand there|without its"),
+    "whole without what it relies on": (_whole_without_what_it_relies_on, "mixed attempts or steps|not complete"),
+    "flushed before what it relies on": (_flushed_before_what_it_relies_on, "flushed before what it relies on"),
 }
 """Per defect how it is planted, and what the checks say then."""

@@ -29,7 +29,9 @@ CALM = 2
 SHAPES = [
     dict(rules=rules_of(keep_memory=2, posix=1)),
     dict(rules=rules_of(keep_memory=1, nvme=1, s3=3), nodes=2),
-    dict(rules=rules_of(keep_memory=2, a=1, b=2), ranks_per_node=2, image_count=2),
+    dict(rules=rules_of(keep_memory=2, a=1, b=2), ranks_per_node=2, image_count=2, sharing=True),
+    dict(rules=rules_of(keep_memory=1, a=1, b=3), image_count=2, sharing=True),
+    dict(rules=rules_of(keep_memory=2, a=2), nodes=2, image_count=2, sharing=True),
     dict(rules=(tier(1, "posix", 1, 2),), nodes=2),
 ]
 
@@ -45,6 +47,8 @@ class Lifecycle(RuleBasedStateMachine):
         self.at = dict.fromkeys(range(self.world.world_size), 0)
         self.filling: dict[int, list[tuple[str, int]]] = {}
         self.wanting: set[int] = set()
+        self.changed: set[int] = set()
+        """Ranks whose shared bytes changed since they staged them."""
         self.pinned: list[tuple[str, int]] = []
         self.calm = 2
         self.all_rules = self.world.rules
@@ -84,19 +88,26 @@ class Lifecycle(RuleBasedStateMachine):
         if rank not in self.wanting:
             self.at[rank] += 1
             world.tell_node(node, events.RankAt(rank, CheckpointId(world.attempt, self.at[rank])))
-        if len(world.free_slots(rank)) < world.image_count:
+        images = world.to_stage(rank, rank in self.changed)
+        lacking = next((i for i in images if not world.free_slots(rank, i)), None)
+        if lacking is not None:
             if rank not in self.wanting:
                 self.wanting.add(rank)
-                world.tell_node(node, events.SlotWanted(rank, self.at[rank]))
+                world.tell_node(node, events.SlotWanted(rank, self.at[rank], lacking))
             return
         self._want_no_more(rank)
-        keys = [world.fill(rank, self.at[rank], image) for image in range(world.image_count)]
+        self.changed.discard(rank)
+        keys = [world.fill(rank, self.at[rank], image) for image in images]
         self.filling[rank] = [k for k in keys if k is not None]
 
     def _want_no_more(self, rank: int) -> None:
         if rank in self.wanting:
             self.wanting.discard(rank)
             self.world.tell_node(self.world.node_of[rank], events.SlotWantOver(rank))
+
+    @rule(data=st.data())
+    def shared_bytes_change(self, data: st.DataObject) -> None:
+        self.changed.add(data.draw(st.sampled_from(sorted(self.at))))
 
     @precondition(lambda self: self.wanting)
     @rule(data=st.data())
@@ -201,7 +212,7 @@ class Lifecycle(RuleBasedStateMachine):
                 return
             page.bad = True
             assert page.image is not None
-            self.world.excused.add(page.image.checkpoint)
+            self.world.excused |= self.world.steps_of(page.image)
             self.world.tell_node(node, events.FoundBad(slot, {"kind": "corrupt", "message": "rot"}))
             # Until other nodes hear of it they may free older steps for its sake: no protocol can help that.
             self.world.pump()

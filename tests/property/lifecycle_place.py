@@ -34,11 +34,20 @@ class Place:
         ranks_per_node: int = 1,
         slots: int | None = None,
         image_count: int = 1,
+        sharing: bool = False,
     ) -> None:
         self.rules = rules
         self.image_count = image_count
+        self.sharing = sharing
+        """Whether steps rely on the other images of an older one, until these change."""
         memory = next((r.keep_last or 0 for r in rules if r.is_memory), 0)
-        self.slots_per_rank = (slots or memory + 2) * image_count
+        each = slots or memory + 2
+        self.slots_per_rank = [0] * each + [n for n in range(1, image_count) for _ in range(2 if sharing else each)]
+        """Per slot of a rank, for which of its images it is."""
+        self.relied: dict[ImageId, tuple[ImageId, ...]] = {}
+        """Per first image those it relies on."""
+        self.newest: dict[tuple[int, int], ImageId] = {}
+        """Per rank and number the image its trainer may rely on."""
         self.names = [f"n{i}" for i in range(nodes)]
         self.world_size = nodes * ranks_per_node
         self.node_of = {r: self.names[r // ranks_per_node] for r in range(self.world_size)}
@@ -68,19 +77,19 @@ class Place:
         self.broken = False
         """An assertion here failed: what follows says nothing."""
         for rank in range(self.world_size):
-            for _ in range(self.slots_per_rank):
-                self.add_slot(rank)
+            for number in self.slots_per_rank:
+                self.add_slot(rank, number=number)
 
     def _new_node(self, name: str) -> NodeMachine:
         return NodeMachine(name, self.rules, slot_wait_s=2.0)
 
-    def add_slot(self, rank: int | None, node: str | None = None) -> tuple[str, int]:
+    def add_slot(self, rank: int | None, node: str | None = None, number: int = 0) -> tuple[str, int]:
         node = node or self.node_of[rank or 0]
-        number = sum(n == node for n, _ in self.pages)
-        self.pages[node, number] = Page(rank)
+        slot = sum(n == node for n, _ in self.pages)
+        self.pages[node, slot] = Page(rank, number)
         if rank is not None:
-            self.tell_node(node, events.Dealt(number, rank))
-        return node, number
+            self.tell_node(node, events.Dealt(slot, rank, number))
+        return node, slot
 
     # -- identity -----------------------------------------------------------------------------------------------------
     @property
@@ -94,16 +103,27 @@ class Place:
     def images_of(self, checkpoint: CheckpointId) -> set[ImageId]:
         """The images the step needs, by the world size its images were staged with."""
         a, s = checkpoint.attempt, checkpoint.step
-        return {ImageId(a, s, r, i) for r in range(self.world_size) for i in range(self.image_count)}
+        found = {ImageId(a, s, r) for r in range(self.world_size)}
+        for first in list(found):
+            relied = {i.image: i for i in self.relied.get(first, ())}
+            found |= {relied.get(i, ImageId(a, s, first.rank, i)) for i in range(1, self.image_count)}
+        return found
+
+    def steps_of(self, image: ImageId) -> set[CheckpointId]:
+        """The steps an image belongs to."""
+        named = {first.checkpoint for first, relied in self.relied.items() if image in relied}
+        return named | {c for c in [image.checkpoint] if image in self.images_of(c)}
 
     def header(self, image: Any) -> ImageHeader:
-        return ImageHeader(0, "run", image, self.world_size, self.image_count, "s", (), LAYOUT)
+        relied = self.relied.get(image, ())
+        return ImageHeader(0, "run", image, self.world_size, self.image_count, "s", relied, LAYOUT)
 
     def claim(self, parent: CheckpointId | None = None) -> None:
         """Claim the next attempt and list the tiers, as the coordinator does."""
         if self.superseded:
             self.attempts.append(Attempt("run", self.attempt + 1, parent))
         self.superseded = False
+        self.newest.clear()
         self.attempts.append(Attempt("run", self.attempt + 1, parent))
         self.tell_run(events.AttemptOwned(self.attempt, self.lineage, frozenset(self.names)))
         for node in self.names:
@@ -186,6 +206,7 @@ class Place:
         elif isinstance(action, actions.ToNodes):
             if isinstance(action.event, events.FreeAll):
                 self.excused |= {p.image.checkpoint for p in self.pages.values() if p.image}
+                self.newest.clear()
             for node in [action.node] if action.node else self.names:
                 self._post(None, node, action.event)
         elif isinstance(action, actions.StartTimer):
@@ -210,7 +231,7 @@ class Place:
         elif isinstance(action, actions.MarkCommitted):
             page.committed.add(action.tier)
         elif isinstance(action, actions.Free):
-            page.state, page.image, page.committed, page.bad = "free", None, set(), False
+            page.state, page.image, page.committed, page.bad, page.relies_on = "free", None, set(), False, ()
 
     def check_always(self) -> None:
         """What must be true between any two events."""
@@ -222,7 +243,7 @@ class Place:
         lineage = lineage or self.lineage
         held = {p.image for p in self.pages.values() if p.state == "held" and not p.bad and p.image is not None}
         held -= {self.pages[t.owner, t.action.slot].image for t in self.tasks if isinstance(t.action, actions.Verify)}
-        steps = {i.checkpoint for i in held} & self.checked
+        steps = {i.checkpoint for i in held if not i.image} & self.checked
         whole = [s for s in steps if self.images_of(s) <= held and (s in lineage or not self.attempts)]
         return max(whole, default=None)
 

@@ -34,12 +34,14 @@ def record_of(image: Any) -> ImageRecord:
 
 @dataclass
 class Page:
-    """A slot as its page shows it."""
+    """A slot as its page shows it; `number` says for which of the rank's images it is."""
 
     rank: int | None
+    number: int = 0
     state: str = "free"
     generation: int = 0
     image: ImageId | None = None
+    relies_on: tuple[ImageId, ...] = ()
     due: frozenset[str] = frozenset()
     committed: set[str] = field(default_factory=set)
     world_size: int = 0

@@ -24,12 +24,19 @@ class World(Place):
     """A place with trainers in it."""
 
     # -- trainers -----------------------------------------------------------------------------------------------------
-    def free_slots(self, rank: int) -> list[tuple[str, int]]:
-        return [k for k, p in self.pages.items() if p.rank == rank and p.state == "free"]
+    def free_slots(self, rank: int, number: int = 0) -> list[tuple[str, int]]:
+        return [k for k, p in self.pages.items() if (p.rank, p.number, p.state) == (rank, number, "free")]
+
+    def to_stage(self, rank: int, changed: bool = False) -> list[int]:
+        """The images of the rank's next step that it cannot take from an older one; its first image last."""
+        held = {p.image for p in self.pages.values() if p.state in ("staged", "held") and p.image is not None}
+        stale = not self.sharing or changed
+        others = [n for n in range(1, self.image_count) if stale or self.newest.get((rank, n)) not in held]
+        return [*others, 0]
 
     def fill(self, rank: int, step: int, image: int = 0, due: frozenset[str] | None = None) -> tuple[str, int] | None:
         """free -> filling; None when there is no free slot."""
-        free = self.free_slots(rank)
+        free = self.free_slots(rank, image)
         if not free:
             return None
         page = self.pages[free[0]]
@@ -38,7 +45,17 @@ class World(Place):
         page.image = ImageId(self.attempt, step, rank, image)
         page.due = due_tiers(step, self.rules) if due is None else due
         page.world_size = self.world_size
+        if self.sharing:
+            self._rely(page, page.image)
         return free[0]
+
+    def _rely(self, page: Page, image: ImageId) -> None:
+        if image.image:
+            self.newest[image.rank, image.image] = image
+            return
+        mine = [self.newest[image.rank, n] for n in range(1, self.image_count)]
+        page.relies_on = tuple(i for i in mine if i.checkpoint != image.checkpoint)
+        self.relied[image] = page.relies_on
 
     def stage(self, key: tuple[str, int]) -> None:
         """filling -> staged, seen by the agent."""
@@ -49,14 +66,16 @@ class World(Place):
     def _image_event(self, kind: Callable[..., Any], key: tuple[str, int], **more: Any) -> Any:
         p = self.pages[key]
         assert p.image is not None
-        return kind(key[1], p.generation, p.image, self.image_count, p.world_size, p.due, 8192, **more)
+        return kind(key[1], p.generation, p.image, self.image_count, p.world_size, p.due, 8192, relies_on=p.relies_on, **more)
 
-    def save(self, step: int, ranks: list[int] | None = None, due: frozenset[str] | None = None) -> bool:
+    def save(
+        self, step: int, ranks: list[int] | None = None, due: frozenset[str] | None = None, *, changed: bool = False
+    ) -> bool:
         """Every rank saves the step at once; whether each found its slots."""
         found = True
         for rank in range(self.world_size) if ranks is None else ranks:
             self.tell_node(self.node_of[rank], events.RankAt(rank, CheckpointId(self.attempt, step)))
-            for image in range(self.image_count):
+            for image in self.to_stage(rank, changed):
                 key = self.fill(rank, step, image, due)
                 found = found and key is not None
                 if key is not None:
@@ -108,10 +127,11 @@ class World(Place):
             self.stores[action.tier].manifests[action.checkpoint] = images
         elif isinstance(action, (actions.Prune, actions.Sweep)):
             store = self.stores[action.tier]
+            gone: set[ImageId] = set()
             for step in action.checkpoints:
-                store.manifests.pop(step, None)
-                store.images -= {i for i in store.images if i.checkpoint == step}
+                gone |= {i for i in store.images if i.checkpoint == step} | store.manifests.pop(step, frozenset())
                 store.tombstones.discard(step)
+            store.images -= gone - action.spare - {i for named in store.manifests.values() for i in named}
 
     def fail(self, task: Task) -> None:
         """The work failed for good."""
@@ -166,7 +186,9 @@ class World(Place):
             self.tell_run(event)
             return
         self.tell_node(owner, event)
-        self.waited_long.add((owner, int(timer.rpartition("-")[2])))
+        rank = int(timer.rpartition("-")[2])
+        if not self.free_slots(rank):
+            self.waited_long.add((owner, rank))
 
     # -- deaths -------------------------------------------------------------------------------------------------------
     def restart_agents(self, finished: Callable[[Task], bool] = lambda t: False) -> None:
@@ -217,8 +239,8 @@ class World(Place):
         """What a dead agent held there is not adopted: its file went, or is no image."""
         page = self.pages[key]
         assert page.image is not None
-        self.excused.add(page.image.checkpoint)
-        page.state, page.image, page.committed, page.bad = "free", None, set(), False
+        self.excused |= self.steps_of(page.image)
+        page.state, page.image, page.committed, page.bad, page.relies_on = "free", None, set(), False, ()
 
     def lose_node(self, node: str) -> None:
         """A machine is gone, with its memory."""
@@ -238,17 +260,19 @@ class World(Place):
         self.nodes[name] = self._new_node(name)
         for rank in [r for r, n in self.node_of.items() if n == node]:
             self.node_of[rank] = name
-            for _ in range(self.slots_per_rank):
-                self.add_slot(rank)
+            for number in self.slots_per_rank:
+                self.add_slot(rank, number=number)
         return name
 
     def adopt(self, node: str) -> None:
-        for key, page in sorted(self.pages.items()):
+        # What is held first, then what is staged; of both what others rely on first.
+        order = sorted(self.pages.items(), key=lambda x: (x[1].state == "staged", not (x[1].image and x[1].image.image)))
+        for key, page in order:
             if key[0] != node:
                 continue
             page.pins = 0
             if page.rank is not None:
-                self.tell_node(node, events.Dealt(key[1], page.rank))
+                self.tell_node(node, events.Dealt(key[1], page.rank, page.number))
             if page.state == "staged":
                 self.tell_node(node, self._image_event(events.Staged, key))
             elif page.state == "held":
@@ -280,7 +304,7 @@ class World(Place):
         self.tell_run(events.TrainersBack())
         for (node, slot), page in dealt:
             assert page.rank is not None
-            self.tell_node(node, events.Dealt(slot, page.rank))
+            self.tell_node(node, events.Dealt(slot, page.rank, page.number))
 
     def _tell_all(self, event: events.Reconfigured) -> None:
         self.tell_run(event)
@@ -290,7 +314,7 @@ class World(Place):
     def fetch(self, step: CheckpointId) -> list[tuple[str, int]]:
         """A load waits for checksums, then has every image of the step in a slot, held or fetched, pinned."""
         self.work(actions.Seal, actions.Verify)
-        return [self._held(image) or self._fetch(image) for image in sorted(self.images_of(step))]
+        return [self._held(image) or self._fetch(image, step) for image in sorted(self.images_of(step))]
 
     def _held(self, image: ImageId) -> tuple[str, int] | None:
         for key, page in self.pages.items():
@@ -299,13 +323,14 @@ class World(Place):
                 return key
         return None
 
-    def _fetch(self, image: ImageId) -> tuple[str, int]:
+    def _fetch(self, image: ImageId, step: CheckpointId) -> tuple[str, int]:
         key = self._loose(self.node_of[image.rank])
         page = self.pages[key]
         page.state, page.image, page.pins, page.due = "held", image, 1, frozenset()
         page.generation += 1
         page.world_size = self.world_size
-        page.committed = {n for n, s in self.configured.items() if image.checkpoint in s.manifests}
+        page.committed = {n for n, s in self.configured.items() if step in s.manifests}
+        page.relies_on = self.relied.get(image, ())
         copies = frozenset(page.committed)
         event = events.Fetched(key[1], page.generation, record_of(image), self.header(image), copies, 1)
         self.tell_node(key[0], event)

@@ -268,10 +268,12 @@ class Executor:
         self._listener.maybe_superseded(error)
         self.tell_run(events.CommitFailed(action.tier, action.checkpoint, error.to_dict()))
 
-    def _delete(self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any]], None]) -> None:
+    def _delete(
+        self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any], frozenset[Any]], None]
+    ) -> None:
         self._offload(
             self._shelf.pool,
-            lambda: work(action.tier, action.checkpoints),
+            lambda: work(action.tier, action.checkpoints, action.spare),
             lambda _: self.tell_run(events.PruneDone(action.tier, action.checkpoints)),
             lambda e: self.tell_run(events.PruneFailed(action.tier, action.checkpoints, e.to_dict())),
         )

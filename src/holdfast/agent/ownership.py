@@ -111,7 +111,8 @@ class Ownership:
         if not run.told:
             return
         try:
-            await self._host.in_thread(shelf.tidy, {s.checkpoint for s in run.steps()})
+            in_flight = {s.checkpoint for s in run.steps()} | {i.checkpoint for i in run.shared()}
+            await self._host.in_thread(shelf.tidy, in_flight)
         except HoldfastError as e:
             self.maybe_superseded(e)
             self._host.reported(e.to_dict())

@@ -304,12 +304,12 @@ class Shelf:
                     done.append((name, entry.id))
         return done
 
-    def prune(self, tier: str, checkpoints: frozenset[CheckpointId]) -> None:
+    def prune(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> None:
         """Delete checkpoints, in the crash-safe order of store.prune; deletions that have begun are finished."""
         found = catalogs.read_catalog(self.tiers[tier])
         there = [c for c in sorted(checkpoints) if (e := found.get(c)) is not None and not e.tombstoned]
         plan = prune.plan_delete(found, self.lineage()[0], there)
-        prune.execute_prune(self.tiers[tier], plan, authority=self.authority, owner=self.owner)
+        prune.execute_prune(self.tiers[tier], plan, authority=self.authority, owner=self.owner, spare=spare)
 
     def record(self, checkpoint: CheckpointId, image: ImageId) -> ImageRecord | None:
         """What an image has to be, by the first manifest of the checkpoint that can be read."""
@@ -340,10 +340,10 @@ class Shelf:
     def _others(self, tier: str) -> list[Tier]:
         return [t for name, t in self._shelved() if name != tier]
 
-    def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId]) -> None:
+    def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> None:
         """Remove images of steps that will never be committed on the tier."""
         found = catalogs.read_catalog(self.tiers[tier])
-        named = found.named()
+        named = found.named().union(spare)
         images: list[ImageId] = []
         for checkpoint in sorted(checkpoints):
             entry = found.get(checkpoint)

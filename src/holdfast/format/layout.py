@@ -71,10 +71,12 @@ def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)
     structure: str = "",
     relies_on: Iterable[ImageId] = (),
     plain_bytes: int = 0,
+    min_header_bytes: int = 0,
 ) -> Template:
     """Place `pieces`, in the order given, in one image.
 
-    `plain_bytes` is the length of the plain values' payload now; they get room to grow.
+    `plain_bytes` is the length of the plain values' payload now; they get room to grow. With `min_header_bytes` images
+    that differ in little but what they rely on have one layout.
 
     Raises:
         UsageError: a piece or a number that no image can hold.
@@ -92,7 +94,7 @@ def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)
     if twice is not None:
         raise UsageError(f"{twice!r} is both a tensor and an alias")
     plain_start, capacity = plan.add_plain(plain_bytes)
-    header, table_start, size_bytes = _finish(plan, identity, alias_map)
+    header, table_start, size_bytes = _finish(plan, identity, alias_map, min_header_bytes)
     shift = len(header)  # until here everything was counted from the end of the header
     layout = ImageLayout(
         entries=tuple([Entry(name, piece, start + shift) for name, piece, start in plan.placed]),
@@ -185,7 +187,9 @@ class _Plan:
         self.records[name] = EntryRecord(dtype, shape, (start, self.cursor))
 
 
-def _finish(plan: _Plan, identity: IdentityRecord, aliases: dict[str, str]) -> tuple[bytes, int, int]:
+def _finish(
+    plan: _Plan, identity: IdentityRecord, aliases: dict[str, str], min_header_bytes: int
+) -> tuple[bytes, int, int]:
     """Header bytes, table start and image size."""
     try:
         body = _body(plan, identity, aliases)
@@ -193,7 +197,7 @@ def _finish(plan: _Plan, identity: IdentityRecord, aliases: dict[str, str]) -> t
         raise UsageError(f"a name is not valid text: {e.object[:80]!r}") from None
     # The table's length depends on where it starts, so on the header's length, so on the digits of the table's length.
     # Headers only grow here, so this ends.
-    header_bytes, needed = 0, PAGE_BYTES
+    header_bytes, needed = 0, _up(max(min_header_bytes, PAGE_BYTES), PAGE_BYTES)
     while needed > header_bytes:
         header_bytes = needed
         length = table_bytes(header_bytes + plan.cursor)

@@ -130,18 +130,26 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Delete committed checkpoints from a tier, by tombstone: `PruneDone` or `PruneFailed`. One at a time per tier."""
+    """Delete committed checkpoints from a tier, by tombstone: `PruneDone` or `PruneFailed`. One at a time per tier.
+
+    Images of theirs that another manifest names stay, and so do those of `spare`: steps under way may name them.
+    """
 
     tier: str
     checkpoints: frozenset[CheckpointId]
+    spare: frozenset[ImageId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Remove images of steps that will not be committed there, without tombstone: `PruneDone` or `PruneFailed`."""
+    """Remove images of steps that will not be committed there, without tombstone: `PruneDone` or `PruneFailed`.
+
+    Those that a manifest names stay, and so do those of `spare`.
+    """
 
     tier: str
     checkpoints: frozenset[CheckpointId]
+    spare: frozenset[ImageId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

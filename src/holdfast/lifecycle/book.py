@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from holdfast.lifecycle.actions import Prune, Sweep
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.place import TierRule
 
 _REMEMBERED = 512
@@ -53,7 +53,9 @@ class TierBook:
         """Committed and there to stay, for all that is known."""
         return self.committed - self.doomed - self.deleting
 
-    def next_deletion(self, in_use: Collection[CheckpointId]) -> Prune | Sweep | None:
+    def next_deletion(
+        self, in_use: Collection[CheckpointId], spare: frozenset[ImageId] = frozenset()
+    ) -> Prune | Sweep | None:
         """What to delete now, if anything; the answer is `deleted` or `not_deleted`."""
         if self.deleting:
             return None
@@ -61,7 +63,7 @@ class TierBook:
         self.deleting = frozenset(doomed or remains)
         if not self.deleting:
             return None
-        return (Prune if doomed else Sweep)(self.rule.name, self.deleting)
+        return (Prune if doomed else Sweep)(self.rule.name, self.deleting, spare)
 
     def deleted(self, checkpoints: Collection[CheckpointId]) -> None:
         """A deletion is done."""

@@ -8,7 +8,7 @@ from holdfast.errors import SkippedError, SupersededError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.images import Images
 from holdfast.lifecycle.progress import Progress, is_committing, pruned_error
-from holdfast.lifecycle.steps import OPEN, TierState
+from holdfast.lifecycle.steps import OPEN, StepRecord, TierState
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.retention import select_deletions
 
@@ -37,9 +37,15 @@ class Durability:
         """An image stands on a tier."""
         if event.record is not None and event.header is not None:
             self._images.found(event.tier, actions.KnownImage(event.record, event.header))
-        record = self._ledger.records.get(event.image.checkpoint)
-        progress = record.tiers.get(event.tier) if record is not None else None
-        if record is None or progress is None or progress.state is TierState.COMMITTED:
+        if event.image.image and event.image in self._ledger.sharing.images:
+            self._ledger.sharing.images[event.image].tiers.add(event.tier)
+        for record in self._images.steps_of(event.image):
+            self._stands(record, event)
+
+    def _stands(self, record: StepRecord, event: events.TierReceipt) -> None:
+        """A step has an image on a tier."""
+        progress = record.tiers.get(event.tier)
+        if progress is None or progress.state is TierState.COMMITTED:
             return
         progress.images.add(event.image)
         if progress.state not in OPEN:
@@ -70,14 +76,18 @@ class Durability:
         if book is None or record is None or not is_committing(record, event.tier):
             # The tier went, or is elsewhere now: what stands where it was is none of its business.
             return
-        self._p.mark_committed(record, event.tier)
         book.add(event.checkpoint)
+        self._p.mark_committed(record, event.tier)
         self._retain(event.tier)
         self._p.delete(event.tier)
 
     def commit_failed(self, event: events.CommitFailed) -> None:
         """The commit failed for good; the manifest may stand all the same, so nothing is swept."""
         self._p.report(event.error)
+        record = self._ledger.records.get(event.checkpoint)
+        if record is not None and record.shared:
+            # Perhaps it is what it shares that is not there as it should be: for later steps it is flushed anew.
+            self._p.to_nodes(events.CopiesInDoubt(event.tier, event.checkpoint))
         self._p.close_open(event.checkpoint, event.tier, TierState.FAILED, event.error)
         self._p.delete(event.tier)
 

@@ -17,7 +17,7 @@ from holdfast.errors import AgentError, DeadlineError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.book import TierBook
 from holdfast.lifecycle.progress import Progress
-from holdfast.lifecycle.steps import OPEN, StepRecord, TierProgress, TierState
+from holdfast.lifecycle.steps import OPEN, StepRecord, TierState
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import durable_order
 
@@ -209,7 +209,7 @@ class Ending:
         self._tried.add((tier, record.id))
         progress = record.tiers.get(tier)
         if progress is None or progress.state not in OPEN:
-            record.tiers[tier] = TierProgress()
+            self._ledger.sharing.begin(record, tier)
             self._ledger.unsettled.add(record.id)
         elif progress.state is TierState.COMMITTING:
             return

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from holdfast.lifecycle import actions, events, room
 from holdfast.lifecycle.slots import RUNNING, Flush, NodeState, NodeTier, Occupant, SlotState
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 
 
 class Flushes:
@@ -29,6 +29,8 @@ class Flushes:
         if occupant is None or occupant.flushes.get(event.tier) not in RUNNING:
             return
         counts = self._end(occupant, event.tier)
+        if counts and occupant.shared:
+            occupant.stands.add(event.tier)
         if counts or event.tier not in occupant.flushes:
             # Also what no longer counts stands there now: the run machine has it removed. What is wanted again is
             # flushed again before it counts, because a removal may just have taken it away.
@@ -44,10 +46,21 @@ class Flushes:
         if occupant is None or occupant.flushes.get(event.tier) not in RUNNING:
             return
         if self._end(occupant, event.tier):
-            self._state.cancel(event.tier, occupant.checkpoint)
-            self._tell(events.FlushFailed(self._node, event.tier, occupant.image, event.error))
+            if occupant.shared:
+                occupant.flushes.pop(event.tier)  # for later steps it is tried again
+            for image in self._failed_with(occupant, event.tier):
+                self._state.cancel(event.tier, image.checkpoint)
+                self._tell(events.FlushFailed(self._node, event.tier, image, event.error))
         if event.tier in self._state.tiers and occupant.state is not SlotState.BAD:
             self._state.tiers[event.tier].degraded = event.error
+
+    def _failed_with(self, occupant: Occupant, tier: str) -> list[ImageId]:
+        """The images whose steps fail: for a shared one those of the step it was flushed for; later ones try again."""
+        known = self._state.tiers.get(tier)
+        step = known.flushing if known is not None else None
+        if not occupant.shared or step == occupant.checkpoint:
+            return [occupant.image]
+        return [o.image for o in self._state.users(occupant.image) if o.checkpoint == step]
 
     def _end(self, occupant: Occupant, tier: str) -> bool:
         """Note that a flush ended; whether its answer counts. One cancelled and wanted again waits anew."""
@@ -73,6 +86,17 @@ class Flushes:
             if occupant.flushes.get(event.tier) not in RUNNING:
                 occupant.flushes[event.tier] = Flush.COMMITTED
             self._do(actions.MarkCommitted(occupant.slot, occupant.generation, event.tier))
+        for occupant in self._state.shared_by(event.checkpoint):
+            if event.tier not in occupant.stands and occupant.state is not SlotState.BAD:
+                occupant.stands.add(event.tier)
+                self._tell(events.TierReceipt(self._node, event.tier, occupant.image))
+
+    def copies_in_doubt(self, event: events.CopiesInDoubt) -> None:
+        """A manifest that names them could not be published: what the step shares is flushed again before it counts."""
+        for occupant in self._state.shared_by(event.checkpoint):
+            if occupant.flushes.get(event.tier) not in RUNNING:
+                occupant.stands.discard(event.tier)
+                occupant.flushes.pop(event.tier, None)
 
     def promote(self, event: events.Promote) -> None:
         """Flush the step to the tier ahead of everything else, due or not."""
@@ -110,10 +134,10 @@ class Flushes:
             self._begun += 1
             tier.last_begun = self._begun
             self._tell(events.FlushBegun(self._node, name, checkpoint))
-        for occupant in self._state.occupants(checkpoint):
-            if occupant.flushable and name in occupant.waiting:
-                occupant.flushes[name] = Flush.RUNNING
-                self._do(actions.Upload(name, occupant.slot, occupant.image, occupant.record))
+        tier.flushing = checkpoint
+        for occupant in room.startable(self._state, name, checkpoint):
+            occupant.flushes[name] = Flush.RUNNING
+            self._do(actions.Upload(name, occupant.slot, occupant.image, occupant.record))
 
     def _skip_older(self, tier: str, newest: CheckpointId) -> None:
         """What a lagging tier has not begun gives way to the newer step it begins."""

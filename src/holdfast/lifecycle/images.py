@@ -24,16 +24,44 @@ class Images:
     # -- announced ----------------------------------------------------------------------------------------------------
     def staged(self, event: events.ImageStaged) -> None:
         """A rank staged an image."""
-        record = self._admit(event.image.checkpoint)
         self._ledger.gone.discard(event.image.rank)
+        if event.image.image:
+            self._shared_staged(event)
+            return
+        record = self._admit(event.image.checkpoint)
         if not record.lost and self._fits(record, event.world_size):
-            record.announce(event.image, event.image_count)
+            self._announce(record, event.image, event.image_count, event.relies_on)
         record.held.setdefault(event.image, set()).add(event.node)
         self._was_committed(record, event.committed)
         self.make_due(record, event.due)
         self._remind(record, event.node)
+        self._p.advance(record)
         self._p.drop_if_missing(record)
         self._p.changed(record)
+
+    def _announce(self, record: StepRecord, image: ImageId, count: int, relies_on: Iterable[ImageId]) -> None:
+        """A rank's first image names the others of its step: older ones, or of this very step."""
+        record.announce(image, count)
+        relied = {i.image: i for i in relies_on}
+        for number in range(1, count):
+            own = ImageId(image.attempt, image.step, image.rank, number)
+            self._ledger.sharing.link(record, relied.get(number, own))
+
+    def _shared_staged(self, event: events.ImageStaged) -> None:
+        """It is of no step until the first image of one names it."""
+        self._ledger.sharing.of(event.image).hold(event.node)
+        for record in self.steps_of(event.image):
+            if not record.lost:
+                self._ledger.sharing.fill(record, event.image)
+                self._p.advance(record)
+                self._p.drop_if_missing(record)
+                self._p.changed(record)
+
+    def steps_of(self, image: ImageId) -> list[StepRecord]:
+        """The steps an image belongs to: its own, or those that name it."""
+        shared = self._ledger.sharing.images.get(image)
+        steps = [image.checkpoint] if image.image == 0 else sorted(shared.steps) if shared is not None else []
+        return [self._ledger.records[c] for c in steps if c in self._ledger.records]
 
     def _admit(self, checkpoint: CheckpointId) -> StepRecord:
         """The record of a step somebody speaks of; lost from the start when it was left behind."""
@@ -58,7 +86,7 @@ class Images:
         """Open the step on its tiers, or say at once what became of it there."""
         for name in sorted(self._ledger.books.keys() & set(due) - record.tiers.keys()):
             book = self._ledger.books[name]
-            progress = record.tiers[name] = TierProgress()
+            progress = self._ledger.sharing.begin(record, name)
             self._ledger.unsettled.add(record.id)
             if record.id in book.standing:
                 progress.state = TierState.COMMITTED
@@ -103,20 +131,44 @@ class Images:
     # -- in memory ----------------------------------------------------------------------------------------------------
     def received(self, event: events.MemoryReceipt) -> None:
         """An image is whole in the memory of a node."""
-        record = self._p.record(event.record.id.checkpoint)
+        image = actions.KnownImage(event.record, event.header)
+        if event.record.id.image:
+            shared = self._ledger.sharing.of(event.record.id)
+            shared.known = shared.known or image
+            shared.hold(event.node)
+            shared.memory.add(event.node)
+            records = [r for r in self.steps_of(event.record.id) if not r.lost]
+        else:
+            records = [self._p.record(event.record.id.checkpoint)]
+        for record in records:
+            self._received(record, image, event.node)
+
+    def _received(self, record: StepRecord, image: actions.KnownImage, node: str) -> None:
         if record.lost:
-            self._forget(record, event.node)
-        elif self._learn(record, actions.KnownImage(event.record, event.header)):
+            self._forget(record, node)
+        elif self._learn(record, image):
+            if image.record.id in record.shared:
+                record.announce(image.record.id, record.image_counts[image.record.id.rank])
             for places in (record.held, record.memory):
-                places.setdefault(event.record.id, set()).add(event.node)
+                places.setdefault(image.record.id, set()).add(node)
             self._p.advance(record)
             self._p.changed(record)
 
     def found(self, tier: str, image: actions.KnownImage) -> None:
         """An image stands on a tier since before a restart: the step may be complete there."""
+        if image.record.id.image:
+            shared = self._ledger.sharing.of(image.record.id)
+            shared.known = shared.known or image
+            shared.tiers.add(tier)
+            for record in self.steps_of(image.record.id):
+                if not record.lost:
+                    self._ledger.sharing.fill(record, image.record.id)
+                    self._p.advance(record)
+                    self._p.changed(record)
+            return
         record = self._admit(image.record.id.checkpoint)
         if not record.lost and self._fits(record, image.header.world_size):
-            record.announce(image.record.id, image.header.image_count)
+            self._announce(record, image.record.id, image.header.image_count, image.header.relies_on)
             self._learn(record, image)
         self.make_due(record, [tier])
 
@@ -131,23 +183,35 @@ class Images:
         self._p.lose(record, error, TierState.FAILED)
         return False
 
-    def memory_gone(self, checkpoint: CheckpointId, node: str, images: Iterable[ImageId]) -> None:
-        """A node holds these no more."""
-        record = self._ledger.records.get(checkpoint)
-        if record is None:
-            return
+    def memory_gone(self, node: str, image: ImageId) -> None:
+        """A node holds the image no more."""
+        shared = self._ledger.sharing.images.get(image)
+        if shared is not None:
+            shared.let_go(node)
+        for record in self.steps_of(image):
+            self._let_go(record, node, [image])
+        self._p.forget_shared(self._ledger.sharing.idle([image]))
+
+    def _let_go(self, record: StepRecord, node: str, images: Iterable[ImageId]) -> None:
         for image in images:
             record.let_go(image, node)
         if record.told_whole and not record.whole:
             record.told_whole = False
-            self._p.to_nodes(events.Release(checkpoint))
+            self._p.to_nodes(events.Release(record.id))
         if not record.settled:
             self._p.drop_if_missing(record)
         self._p.changed(record)
 
     def failed(self, event: events.ImageFailed) -> None:
         """An image is bad. A step not yet whole fails; of a whole one, tiers that lack the image do."""
-        record = self._p.record(event.image.checkpoint)
+        if not event.image.image:
+            self._failed(self._p.record(event.image.checkpoint), event)
+            return
+        for record in self.steps_of(event.image):
+            self._failed(record, event)
+        self.memory_gone(event.node, event.image)
+
+    def _failed(self, record: StepRecord, event: events.ImageFailed) -> None:
         record.let_go(event.image, event.node)
         if record.lost:
             self._forget(record, event.node)
@@ -161,14 +225,16 @@ class Images:
             for name in record.open_tiers:
                 if event.image not in record.tiers[name].images:
                     self._p.close_tier(record, name, TierState.FAILED, event.error)
-        self.memory_gone(record.id, event.node, [event.image])
+        self._let_go(record, event.node, [event.image])
 
     def node_gone(self, node: str) -> None:
         """A node and its memory are lost."""
         self._ledger.untold.discard(node)
+        for shared in self._ledger.sharing.images.values():
+            shared.let_go(node)
         for record in list(self._ledger.records.values()):
             images = [i for i, nodes in record.held.items() if node in nodes]
-            self.memory_gone(record.id, node, images)
+            self._let_go(record, node, images)
             lost = [i for i in images if i not in record.held]
             if lost and record.forming:
                 self._p.drop(record, f"node {node} was lost with {lost[0]}")
@@ -176,10 +242,13 @@ class Images:
                 if any(i not in record.tiers[name].images for i in lost):
                     error = StepLostError(f"node {node} was lost with {lost[0]}", tier=name, step=record.id.step)
                     self._p.close_tier(record, name, TierState.FAILED, error.to_dict())
+        self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
 
     def tells_anew(self, node: str) -> None:
         """A node is about to say what it holds; what it said before counts no longer."""
         self._ledger.untold.add(node)
+        for shared in self._ledger.sharing.images.values():
+            shared.let_go(node)
         for record in self._ledger.records.values():
             for image in [i for i, nodes in record.held.items() if node in nodes]:
                 record.in_doubt = True
@@ -197,6 +266,7 @@ class Images:
                 if record.check is Check.PASSED and not record.holds_all(record.held):
                     self._p.to_nodes(events.Release(record.id))
         self._p.drop_incomplete()
+        self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
 
     def checked(self, event: events.WholeChecked) -> None:
         """Whether the images cover the step."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from holdfast.lifecycle.book import TierBook
+from holdfast.lifecycle.sharing import Sharing
 from holdfast.lifecycle.steps import StepRecord, TierState
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.place import TierRule
@@ -35,6 +36,7 @@ class Ledger:
     untold: set[str] = field(default_factory=set)
     """Nodes that have yet to say what they hold."""
     loads: Counter[CheckpointId] = field(default_factory=Counter)
+    sharing: Sharing = field(default_factory=Sharing)
     leaving: dict[str, frozenset[CheckpointId]] = field(default_factory=dict)
     """What is still being deleted from tiers that are no longer configured."""
 
@@ -113,7 +115,7 @@ class Ledger:
         """Forget the oldest settled steps beyond the history, many at once: it looks at every step."""
         surplus = len(self.records) - HISTORY_STEPS
         if surplus > _TRIM_AT_ONCE:
-            old = [c for c in sorted(self.records) if self.records[c].settled and not self.records[c].held]
+            old = [c for c in sorted(self.records) if self.records[c].over]
             for checkpoint in old[:surplus]:
                 del self.records[checkpoint]
 

@@ -44,6 +44,7 @@ class NodeMachine:
         self._slot_wait_s = slot_wait_s
         self._state = NodeState({}, {}, _tiers(rules, {}), _keep_last(rules))
         self._wanting: dict[int, int] = {}
+        """Per rank that waits for a slot the number of its image."""
         self._overdue: set[int] = set()
         """Ranks that have waited for a slot for longer than `slot_wait_s`, and still do."""
         self._out: list[actions.NodeAction] = []
@@ -79,6 +80,7 @@ class NodeMachine:
             events.InDoubt: self._in_doubt,
             events.Committed: self._flushes.committed,
             events.CancelFlush: lambda e: self._state.cancel(e.tier, e.checkpoint),
+            events.CopiesInDoubt: self._flushes.copies_in_doubt,
             events.Release: self._release,
             events.Forget: lambda e: self._state.forget(e.checkpoint),
             events.Promote: self._flushes.promote,
@@ -115,7 +117,7 @@ class NodeMachine:
 
     # -- waiting saves -------------------------------------------------------------------------------------------------
     def _slot_wanted(self, event: events.SlotWanted) -> None:
-        self._wanting[event.rank] = event.step
+        self._wanting[event.rank] = event.image
         self._do(actions.StartTimer(_timer(event.rank), self._slot_wait_s))
 
     def _want_over(self, rank: int) -> None:
@@ -146,12 +148,12 @@ class NodeMachine:
             for tier, flush in sorted(o.flushes.items()):
                 if flush is Flush.RUNNING:
                     self._tell(events.FlushBegun(self.node, tier, o.checkpoint))
-                elif flush is Flush.UPLOADED:
+                elif flush is Flush.UPLOADED or tier in o.stands:
                     self._tell(events.TierReceipt(self.node, tier, o.image))
         self._tell(events.HasTold(self.node))
 
     def _lineage_changed(self, event: events.LineageChanged) -> None:
-        self._state.lineage = event.lineage
+        self._state.lineage, self._state.over = event.lineage, False
         for checkpoint in [c for c in self._state.steps if self._state.abandoned(c)]:
             self._state.forget(checkpoint)
 
@@ -171,6 +173,7 @@ class NodeMachine:
             step.wanted = step.whole = False
 
     def _free_all(self, event: events.FreeAll) -> None:
+        self._state.over = True
         for checkpoint in list(self._state.steps):
             self._state.forget(checkpoint)
 
@@ -182,6 +185,8 @@ class NodeMachine:
         for name in [n for n, old in known.items() if self._state.tiers.get(n) is not old]:
             for checkpoint in self._state.steps:
                 self._state.cancel(name, checkpoint)
+            for occupant in self._state.occupants():
+                occupant.drop(name)
 
     # -- after every event ---------------------------------------------------------------------------------------------
     def _settle(self) -> None:
@@ -195,25 +200,30 @@ class NodeMachine:
         self._show_tiers()
 
     def _free_unneeded(self) -> None:
-        for occupant in room.unneeded(self._state):
-            self._occupants.free(occupant)
+        while unneeded := room.unneeded(self._state):
+            # What one relied on may be needed no more with it.
+            for occupant in unneeded:
+                self._occupants.free(occupant)
 
     def _blame(self) -> bool:
         """Mark the tiers that hold up an overdue save as lagging; whether there are any."""
-        late = [rank for rank in sorted(self._overdue) if room.lacks_room(self._state, rank)]
-        guilty = {tier for rank in late for tier in room.held_up_by(self._state, rank)}
+        waits = [(rank, self._wanting.get(rank, 0)) for rank in sorted(self._overdue)]
+        late = [(rank, image) for rank, image in waits if room.lacks_room(self._state, rank, image)]
+        guilty = {tier for rank, image in late for tier in room.held_up_by(self._state, rank, image)}
         for tier in guilty:
             self._state.tiers[tier].lagging = True
         return bool(guilty)
 
     def _make_room_for_all(self) -> None:
         for rank in room.ranks(self._state):
-            self._make_room(rank)
+            self._make_room(rank, 0)
+        for rank, image in sorted(self._wanting.items()):
+            self._make_room(rank, image)
 
-    def _make_room(self, rank: int) -> None:
-        """Keep a slot free ahead of the rank's next save."""
-        while room.lacks_room(self._state, rank):
-            occupant = room.victim(self._state, rank)
+    def _make_room(self, rank: int, image: int) -> None:
+        """Keep a slot free ahead of the rank's next save; for what steps share, when it is asked for."""
+        while room.lacks_room(self._state, rank, image):
+            occupant = room.victim(self._state, rank, image)
             if occupant is None:
                 return
             self._yield(occupant)

@@ -26,7 +26,8 @@ class Occupants:
     # -- slots ---------------------------------------------------------------------------------------------------------
     def dealt(self, event: events.Dealt) -> None:
         """A slot counts among those of a rank."""
-        self._state.slots.setdefault(event.slot, Slot()).rank = event.rank
+        slot = self._state.slots.setdefault(event.slot, Slot())
+        slot.rank, slot.image = event.rank, event.image
 
     def undealt(self, event: events.Undealt) -> None:
         """A slot counts among those of no rank; a free one is forgotten."""
@@ -62,6 +63,7 @@ class Occupants:
                 event.due,
                 state,
                 {t: Flush.WAITING for t in event.due} | {t: Flush.COMMITTED for t in committed},
+                relies_on=event.relies_on,
             )
         )
 
@@ -80,6 +82,8 @@ class Occupants:
             event.record,
             header,
             event.pins,
+            header.relies_on,
+            set(event.copies),
         )
         if self._enter(occupant):
             self._state.steps[occupant.checkpoint].wanted = True
@@ -108,7 +112,8 @@ class Occupants:
     def announce(self, o: Occupant) -> None:
         """Tell the run machine that the image is here, whole or not yet."""
         committed = frozenset(t for t, f in o.flushes.items() if f is Flush.COMMITTED)
-        self._tell(events.ImageStaged(self._node, o.image, o.image_count, o.world_size, o.due, committed))
+        told = events.ImageStaged(self._node, o.image, o.image_count, o.world_size, o.due, committed, o.relies_on)
+        self._tell(told)
 
     def owner_gone(self, event: events.OwnerGone) -> None:
         """Nobody will finish filling the slot."""
@@ -166,9 +171,10 @@ class Occupants:
 
     def _bad(self, occupant: Occupant, error: events.Error) -> None:
         occupant.state = SlotState.BAD
-        occupant.cancel_all()
+        occupant.drop_all()
         # At once: until the run machine says so too, nothing older may be freed for its sake.
-        self._state.steps[occupant.checkpoint].whole = False
+        for checkpoint in {occupant.checkpoint, *(o.checkpoint for o in self._state.users(occupant.image))}:
+            self._state.steps[checkpoint].whole = False
         self._tell(events.ImageFailed(self._node, occupant.image, error))
 
     def _tell(self, event: events.FromNode) -> None:
@@ -177,8 +183,9 @@ class Occupants:
 
 def _agree(occupant: Occupant, record: ImageRecord, header: ImageHeader) -> bool:
     """Whether page, record and header speak of the same image: images of two attempts never form a checkpoint."""
-    said = (header.id, header.world_size, header.image_count, record.id)
-    return said == (occupant.image, occupant.world_size, occupant.image_count, occupant.image)
+    said = (header.id, header.world_size, header.image_count, header.relies_on, record.id)
+    told = (occupant.image, occupant.world_size, occupant.image_count, occupant.relies_on, occupant.image)
+    return said == told
 
 
 def _mixed_up(image: ImageId, header: ImageHeader) -> CorruptError:

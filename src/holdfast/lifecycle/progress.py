@@ -5,11 +5,13 @@ The parts of the run machine (images.py, durability.py, ending.py) decide by eve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from holdfast.errors import HoldfastError, NotFoundError, StepDroppedError, StepLostError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.ledger import Ledger
 from holdfast.lifecycle.steps import Check, StepRecord, TierProgress, TierState
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 
 
 class Progress:
@@ -40,7 +42,24 @@ class Progress:
     def changed(self, record: StepRecord) -> None:
         """The status of the step may have changed."""
         record.slim()
+        if record.over and record.shared:
+            self.forget_shared(self.ledger.sharing.unlink(record))
         self.do(actions.Notify(record.id))
+
+    def forget_shared(self, images: Iterable[ImageId]) -> None:
+        """What steps shared and none needs any more: where no manifest names it, it goes."""
+        for image in images:
+            for tier in sorted(self.ledger.sharing.images.pop(image).tiers & self.ledger.books.keys()):
+                book = self.ledger.books[tier]
+                if book.listed and not self._may_stand(image.checkpoint, tier):
+                    book.remains.add(image.checkpoint)
+                    self.delete(tier)
+
+    def _may_stand(self, checkpoint: CheckpointId, tier: str) -> bool:
+        """Whether the step is committed on the tier, or was tried to be: its images are none of a sweep's business."""
+        record = self.ledger.records.get(checkpoint)
+        tried = record is not None and tier in record.tiers and record.tiers[tier].commit_begun
+        return tried or checkpoint in self.ledger.books[tier].committed
 
     def record(self, checkpoint: CheckpointId) -> StepRecord:
         """The record of a step, made when the step is first heard of."""
@@ -83,6 +102,7 @@ class Progress:
     def mark_committed(self, record: StepRecord, tier: str) -> None:
         """The step's manifest stands on the tier."""
         record.tiers[tier] = TierProgress(TierState.COMMITTED, commit_begun=True)
+        self.ledger.sharing.stand(record, tier)
         self.to_nodes(events.Committed(tier, record.id))
         self.changed(record)
 
@@ -168,7 +188,7 @@ class Progress:
     def sweep_remains(self, record: StepRecord, tier: str) -> None:
         """Have images removed that no manifest can name."""
         progress, book = record.tiers[tier], self.ledger.books.get(tier)
-        if progress.images and not progress.commit_begun and book is not None:
+        if progress.images - record.shared and not progress.commit_begun and book is not None:
             progress.images.clear()
             book.remains.add(record.id)
             self.delete(tier)
@@ -179,7 +199,7 @@ class Progress:
         if book is None or not ledger.owner or not (book.doomed or book.remains):
             return
         committing = {r.id for r in ledger.records.values() if is_committing(r, tier)}
-        wanted = book.next_deletion(committing | set(ledger.loads))
+        wanted = book.next_deletion(committing | set(ledger.loads), frozenset(ledger.sharing.images))
         if wanted is not None:
             self.do(wanted)
 

@@ -17,7 +17,7 @@ from holdfast.lifecycle.images import Images, superseded_error
 from holdfast.lifecycle.ledger import Ledger, books_of
 from holdfast.lifecycle.progress import Progress, is_committing
 from holdfast.lifecycle.steps import StepStatus, TierState, status_of
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.place import TierRule
 
 
@@ -47,7 +47,7 @@ class RunMachine:
             events.HasTold: lambda e: images.has_told(e.node),
             events.ImageStaged: images.staged,
             events.MemoryReceipt: images.received,
-            events.MemoryGone: lambda e: images.memory_gone(e.image.checkpoint, e.node, [e.image]),
+            events.MemoryGone: lambda e: images.memory_gone(e.node, e.image),
             events.ImageFailed: images.failed,
             events.WholeChecked: images.checked,
             events.RankAt: images.rank_at,
@@ -108,6 +108,10 @@ class RunMachine:
     def committed(self, tier: str) -> frozenset[CheckpointId]:
         """What stands on a tier, as far as known, without what is being deleted."""
         return frozenset(self._ledger.books[tier].standing)
+
+    def shared(self) -> frozenset[ImageId]:
+        """Images that steps under way may name, whatever became of the step they were staged with."""
+        return frozenset(self._ledger.sharing.images)
 
     def waiting_for(self) -> str:
         """What an end would wait for, in words; empty when nothing."""

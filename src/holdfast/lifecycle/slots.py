@@ -50,11 +50,20 @@ class Occupant:
     record: ImageRecord | None = None
     header: ImageHeader | None = None
     pins: int = 0
+    relies_on: tuple[ImageId, ...] = ()
+    """Older images that complete the rank's part of the step; they are flushed before this one."""
+    stands: set[str] = field(default_factory=set)
+    """Tiers that surely have the image. What a page says does not count: a prune may have come since."""
     checkpoint: CheckpointId = field(init=False)
     """Of the image; kept because every decision asks for it."""
 
     def __post_init__(self) -> None:
         self.checkpoint = self.image.checkpoint
+
+    @property
+    def shared(self) -> bool:
+        """Whether later steps may rely on the image: any but a rank's first."""
+        return self.image.image > 0
 
     @property
     def busy(self) -> bool:
@@ -73,8 +82,16 @@ class Occupant:
         return {t for t, f in self.flushes.items() if f is Flush.WAITING}
 
     def cancel(self, tier: str) -> None:
-        """End a flush that will not be committed: what runs goes on, but no longer counts."""
+        """End a flush for its own step: what runs goes on, but no longer counts. What is shared counts for others."""
+        if not self.shared:
+            self.drop(tier)
+        elif self.flushes.get(tier) is Flush.WAITING:
+            del self.flushes[tier]
+
+    def drop(self, tier: str) -> None:
+        """End a flush of which nothing will come, for any step; what stands on the tier counts no longer."""
         flush = self.flushes.get(tier)
+        self.stands.discard(tier)
         if flush in RUNNING:
             self.flushes[tier] = Flush.CANCELLED
         elif flush is not None and flush is not Flush.COMMITTED:
@@ -85,12 +102,18 @@ class Occupant:
         for tier in list(self.flushes):
             self.cancel(tier)
 
+    def drop_all(self) -> None:
+        """`drop` for every tier."""
+        for tier in {*self.flushes, *self.stands}:
+            self.drop(tier)
+
 
 @dataclass(slots=True)
 class Slot:
-    """A slot and the rank it counts for."""
+    """A slot, the rank it counts for, and the number of the rank's images it is for."""
 
     rank: int | None = None
+    image: int = 0
     occupant: Occupant | None = None
 
 
@@ -119,6 +142,8 @@ class NodeTier:
     skipped_since_begin: bool = False
     """A due step gave way while the newest flush ran: the tier has not caught up."""
     urgent: CheckpointId | None = None
+    flushing: CheckpointId | None = None
+    """The step that began a flush last: while anything runs, only its flushes begin."""
     last_begun: int = 0
     shown: tuple[bool, Error | None] = (False, None)
 
@@ -132,6 +157,8 @@ class NodeState:
     tiers: dict[str, NodeTier]
     keep_last: int
     lineage: Lineage | None = None
+    over: bool = False
+    """Everything was freed for good: nothing will rely on what is here."""
 
     def occupants(self, checkpoint: CheckpointId | None = None) -> Iterator[Occupant]:
         """Images here, by slot number; of one step, or all."""
@@ -158,10 +185,44 @@ class NodeState:
             for occupant in self.occupants(checkpoint):
                 occupant.cancel_all()
 
+    @property
+    def attempt(self) -> int:
+        """The highest attempt of the lineage; 0 while none is known."""
+        return max(self.lineage.limits, default=0) if self.lineage is not None else 0
+
     def abandoned(self, checkpoint: CheckpointId) -> bool:
         """Whether the lineage left it behind. Attempts later than the known lineage are merely news."""
-        known = max(self.lineage.limits, default=0) if self.lineage is not None else 0
-        return self.lineage is not None and checkpoint.attempt <= known and checkpoint not in self.lineage
+        return self.lineage is not None and checkpoint.attempt <= self.attempt and checkpoint not in self.lineage
+
+    # -- images that steps share --------------------------------------------------------------------------------------
+    def holding(self, image: ImageId) -> Occupant | None:
+        """Where an image is, if it is here and not known to be bad."""
+        good = (o for o in self.occupants(image.checkpoint) if o.image == image and o.state is not SlotState.BAD)
+        return next(good, None)
+
+    def users(self, image: ImageId) -> list[Occupant]:
+        """Images here that rely on it."""
+        return [o for o in self.occupants() if image in o.relies_on]
+
+    def shared_by(self, checkpoint: CheckpointId) -> list[Occupant]:
+        """Images here that the step has in common with others, its own among them."""
+        named = {i for o in self.occupants(checkpoint) for i in (*o.relies_on, *([o.image] if o.shared else ()))}
+        return [o for i in sorted(named) if (o := self.holding(i)) is not None]
+
+    def may_be_named(self, occupant: Occupant) -> bool:
+        """Whether the rank's next step may rely on it: its newest of that number, of the attempt that trains.
+
+        A trainer relies on it without a word; so it stays until it has staged another.
+        """
+        image = occupant.image
+        if self.over or occupant.state is SlotState.BAD or image.attempt < self.attempt:
+            return False
+        same = (o for o in self.occupants() if (o.image.rank, o.image.image) == (image.rank, image.image))
+        return not any(o.image > image and o.state is not SlotState.BAD for o in same)
+
+    def is_needed(self, occupant: Occupant) -> bool:
+        """Whether something here relies on a shared image, or may at any moment."""
+        return occupant.shared and (self.may_be_named(occupant) or bool(self.users(occupant.image)))
 
     def at(self, slot: int) -> Occupant | None:
         """What is in a slot."""

@@ -48,16 +48,18 @@ class TierProgress:
 
 @dataclass(slots=True)
 class StepRecord:
-    """A step of the run. Invariant: every image named here is of this very checkpoint."""
+    """A step of the run. Invariant: every image named here is of this very checkpoint, or older and relied on."""
 
     id: CheckpointId
     world_size: int = 0
-    announced: dict[int, set[int]] = field(default_factory=dict)
-    """Per rank the images it staged."""
+    announced: dict[int, dict[int, ImageId]] = field(default_factory=dict)
+    """Per rank the images it staged, by number."""
     image_counts: dict[int, int] = field(default_factory=dict)
     _ranks_done: int = 0
     _expected: int = 0
     """Images of the ranks that said how many they stage. Counted, because a step has up to 100,000 of them."""
+    shared: set[ImageId] = field(default_factory=set)
+    """Images that other steps may name too: all but each rank's first."""
     known: dict[ImageId, KnownImage] = field(default_factory=dict)
     held: dict[ImageId, set[str]] = field(default_factory=dict)
     """Per image the nodes that have it in a slot, verified or not yet."""
@@ -81,7 +83,7 @@ class StepRecord:
         had = self.staged_by(image.rank)
         self._expected += image_count - self.image_counts.get(image.rank, 0)
         self.image_counts[image.rank] = image_count
-        self.announced.setdefault(image.rank, set()).add(image.image)
+        self.announced.setdefault(image.rank, {})[image.image] = image
         self._ranks_done += self.staged_by(image.rank) - had
 
     def let_go(self, image: ImageId, node: str) -> None:
@@ -93,12 +95,12 @@ class StepRecord:
                 places.pop(image, None)
         if image not in self.held and image not in self.known and image.rank in self.announced:
             had = self.staged_by(image.rank)
-            self.announced[image.rank].discard(image.image)
+            self.announced[image.rank].pop(image.image, None)
             self._ranks_done -= had
 
     def of_rank(self, rank: int) -> list[ImageId]:
         """The images a rank announced."""
-        return [ImageId(self.id.attempt, self.id.step, rank, i) for i in sorted(self.announced.get(rank, ()))]
+        return [image for _, image in sorted(self.announced.get(rank, {}).items())]
 
     def staged_by(self, rank: int) -> bool:
         """Whether the rank staged all of its images."""
@@ -130,9 +132,14 @@ class StepRecord:
     def settled(self) -> bool:
         return not self.forming and not self.open_tiers
 
+    @property
+    def over(self) -> bool:
+        """Nothing is under way, and no memory holds an image of it. What it shares may stay for others."""
+        return self.settled and not (self.held.keys() - self.shared)
+
     def slim(self) -> None:
-        """Let go of headers that nothing can need: no memory holds an image, nothing is under way."""
-        if self.settled and not self.held:
+        """Let go of headers that nothing can need."""
+        if self.over:
             self.known.clear()
 
 

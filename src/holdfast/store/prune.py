@@ -5,7 +5,8 @@ in none of them does a checkpoint seem loadable whose images are partly gone:
 
 1. its tombstone is put: from here on it does not exist for anybody;
 2. its manifest is deleted;
-3. its images are deleted, but for those that another manifest names, and their quarantine records;
+3. its images are deleted, but for those that another manifest names (an older step's image that only this one named
+   goes too) and those to be spared, and their quarantine records;
 4. its tombstone is deleted, once a newer loadable checkpoint stands on this tier: until then it keeps a roll-forward
    from bringing the step back, and afterwards roll-forward looks at newer steps only.
 """
@@ -113,12 +114,13 @@ def execute_prune(
     *,
     authority: Tier,
     owner: int,
+    spare: Collection[ImageId] = (),
     done: Callable[[Deletion], None] = lambda deletion: None,
 ) -> None:
     """Do what a plan says, oldest first, in the order this module's docstring gives.
 
-    What other manifests name is looked up anew, for some may have been committed since the plan was made. `done` is
-    told of each checkpoint that is gone. Durability: each line is on the disk before the next begins. Idempotent: after
+    What other manifests name is looked up anew, for some may have been committed since the plan was made; `spare` are
+    images that a step still to be committed may name. `done` is told of each checkpoint that is gone. Durability: each line is on the disk before the next begins. Idempotent: after
     a crash or an error make a new plan (begun deletions are in it) and execute that.
 
     Raises: SupersededError when a higher attempt owns the run; TierError.
@@ -126,7 +128,7 @@ def execute_prune(
     if not plan.deletions:
         return
     doomed = frozenset(d.id for d in plan.deletions)
-    named = read_catalog(tier).named(besides=doomed)
+    named = read_catalog(tier).named(besides=doomed).union(spare)
     for deletion in plan.deletions:
         require_authority(authority, owner)
         _delete(tier, deletion, named)

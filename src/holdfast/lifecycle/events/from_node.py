@@ -25,7 +25,10 @@ class HasTold:
 
 @dataclass(frozen=True, slots=True)
 class ImageStaged:
-    """A rank staged an image; its checksum is still to come. `committed` are tiers that had its step once."""
+    """A rank staged an image; its checksum is still to come.
+
+    `committed` are tiers that had its step once; `relies_on` are older images that complete the rank's part of the step.
+    """
 
     node: str
     image: ImageId
@@ -33,6 +36,7 @@ class ImageStaged:
     world_size: int
     due: frozenset[str]
     committed: frozenset[str] = frozenset()
+    relies_on: tuple[ImageId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

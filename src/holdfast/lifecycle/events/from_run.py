@@ -54,6 +54,15 @@ class CancelFlush:
 
 
 @dataclass(frozen=True, slots=True)
+class CopiesInDoubt:
+    """The step could not be committed on the tier: what it shares with other steps is flushed there again before it
+    counts."""
+
+    tier: str
+    checkpoint: CheckpointId
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The step is no longer whole in memory: slots are freed as soon as no flush needs them."""
 
@@ -82,5 +91,15 @@ class FreeAll:
 
 
 FromRun = (
-    Resend | LineageChanged | BecameWhole | InDoubt | Committed | CancelFlush | Release | Forget | Promote | FreeAll
+    Resend
+    | LineageChanged
+    | BecameWhole
+    | InDoubt
+    | Committed
+    | CancelFlush
+    | CopiesInDoubt
+    | Release
+    | Forget
+    | Promote
+    | FreeAll
 )

@@ -13,10 +13,11 @@ from holdfast.model.image import ImageHeader, ImageRecord
 # Trainers and readers ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Dealt:
-    """A slot (free or occupied) counts among those of a rank from now on."""
+    """A slot (free or occupied) counts among those of a rank from now on, for images of this number."""
 
     slot: int
     rank: int
+    image: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,10 @@ class Undealt:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A trainer finished filling a slot; `generation` names this filling. `due` are tier names, memory included."""
+    """A trainer finished filling a slot; `generation` names this filling. `due` are tier names, memory included.
+
+    `relies_on`: older images that complete the rank's part of the step.
+    """
 
     slot: int
     generation: int
@@ -37,6 +41,7 @@ class Staged:
     world_size: int
     due: frozenset[str]
     size_bytes: int
+    relies_on: tuple[ImageId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Adopted:
     due: frozenset[str]
     size_bytes: int
     committed: frozenset[str] = frozenset()
+    relies_on: tuple[ImageId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +84,11 @@ class OwnerGone:
 
 @dataclass(frozen=True, slots=True)
 class SlotWanted:
-    """A rank waits in `save` for a slot."""
+    """A rank waits in `save` for a slot, for its image of this number."""
 
     rank: int
     step: int
+    image: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,5 +187,6 @@ class Checks:
 
     def _may_be_relied_on(self, image: ImageId) -> bool:
         pages = [p for p in self._world.pages.values() if p.image is not None and not p.bad]
-        later = any((p.image.rank, p.image.image) == (image.rank, image.image) and p.image > image for p in pages)
+        images = [p.image for p in pages if p.image is not None]
+        later = any((i.rank, i.image) == (image.rank, image.image) and i > image for i in images)
         return not later or any(image in p.relies_on for p in pages)

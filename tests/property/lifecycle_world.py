@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.property.lifecycle_place import Place
-from tests.property.lifecycle_things import ERROR, TIMED, Task, record_of
+from tests.property.lifecycle_things import ERROR, TIMED, Page, Task, record_of
 
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.run import RunMachine
@@ -66,7 +66,9 @@ class World(Place):
     def _image_event(self, kind: Callable[..., Any], key: tuple[str, int], **more: Any) -> Any:
         p = self.pages[key]
         assert p.image is not None
-        return kind(key[1], p.generation, p.image, self.image_count, p.world_size, p.due, 8192, relies_on=p.relies_on, **more)
+        return kind(
+            key[1], p.generation, p.image, self.image_count, p.world_size, p.due, 8192, relies_on=p.relies_on, **more
+        )
 
     def save(
         self, step: int, ranks: list[int] | None = None, due: frozenset[str] | None = None, *, changed: bool = False
@@ -266,7 +268,9 @@ class World(Place):
 
     def adopt(self, node: str) -> None:
         # What is held first, then what is staged; of both what others rely on first.
-        order = sorted(self.pages.items(), key=lambda x: (x[1].state == "staged", not (x[1].image and x[1].image.image)))
+        order = sorted(
+            self.pages.items(), key=lambda x: (x[1].state == "staged", not (x[1].image and x[1].image.image))
+        )
         for key, page in order:
             if key[0] != node:
                 continue

@@ -12,6 +12,7 @@ from holdfast.agent.arena import Slot
 from holdfast.config import Settings
 from holdfast.errors import AgentError, CapacityError, ConfigError, HoldfastError
 from holdfast.lifecycle import events
+from holdfast.units import format_bytes
 from holdfast.wire import messages
 from holdfast.wire.pages import SlotState
 from holdfast.wire.spawn import write_config
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from holdfast.agent.agent import Agent
 
 _BUSY_POLL_S = 0.05
+_SHARED_SLOTS = 2
+"""For what a rank's steps share: one that steps in memory rely on, and one to fill when it has changed."""
 
 
 class Admission:
@@ -101,32 +104,43 @@ class Admission:
         Raises: CapacityError with the sum; nothing is dealt then.
         """
         self._agent.choose_cores()  # again: a trainer may have bound itself since it attached
-        slots = self._find_slots(body)
-        self._take_back(body.rank, keep={s.number for s in slots})
+        slots, shared = self._find_slots(body)
+        self._take_back(body.rank, keep={s.number for s in (*slots, *shared)})
+        found = [(s, 0) for s in slots] + [(s, 1) for s in shared]
         # Free ones first, for the reason above.
-        for slot in sorted(slots, key=lambda s: s.page.state != SlotState.FREE):
+        for slot, image in sorted(found, key=lambda x: x[0].page.state != SlotState.FREE):
             if slot.ready:
-                self._deal(slot, body.rank)
+                self._deal(slot, body.rank, image)
             elif slot.number not in self._readying:
                 self._readying[slot.number] = asyncio.create_task(self._make_ready(slot, body.rank))
-        return messages.PrepareAnswer([s.number for s in slots])
+        return messages.PrepareAnswer([s.number for s in slots], [s.number for s in shared])
 
-    def _find_slots(self, body: messages.Prepare) -> list[Slot]:
-        """The rank's slots from now on. The free ones it outgrew make room for them, if need be.
+    def _find_slots(self, body: messages.Prepare) -> tuple[list[Slot], list[Slot]]:
+        """The rank's slots from now on, and those for what its steps share.
+
+        The free ones it outgrew make room for them, if need be.
 
         Raises: CapacityError; the rank has what it had then.
         """
-        agent = self._agent
+        agent, sizes = self._agent, (body.image_bytes, body.shared_bytes)
         own = [s for s in agent.arena.find(SlotState.FREE) if s.page.dealt_rank == body.rank]
-        outgrown = [s for s in own if s.capacity_bytes < body.image_bytes]
+        outgrown = [s for s in own if not 0 < sizes[min(s.for_image, 1)] <= s.capacity_bytes]
         for slot in outgrown:
             self._undeal(slot)
+        slots: list[Slot] = []
         try:
-            return agent.arena.deal(body.rank, agent.settings.slots_per_rank, body.image_bytes)
-        except CapacityError:
+            slots = agent.arena.deal(body.rank, agent.settings.slots_per_rank, body.image_bytes)
+            count = _SHARED_SLOTS if body.shared_bytes else 0
+            return slots, agent.arena.deal(body.rank, count, body.shared_bytes, image=1, besides=slots)
+        except CapacityError as e:
+            if slots:
+                e.message += f", besides {len(slots)} x {format_bytes(body.image_bytes)}"
+            for slot in slots:
+                if not slot.ready and slot.number not in self._readying:
+                    agent.arena.remove(slot)
             for slot in outgrown:
                 if slot.number in agent.arena.slots:
-                    self._deal(slot, body.rank)
+                    self._deal(slot, body.rank, slot.page.dealt_image)
             raise
 
     def _take_back(self, rank: int, keep: set[int]) -> None:
@@ -142,17 +156,18 @@ class Admission:
             if slot.reserved_for == rank:
                 slot.reserved_for = -1
 
-    def _deal(self, slot: Slot, rank: int) -> None:
+    def _deal(self, slot: Slot, rank: int, image: int) -> None:
+        slot.page.dealt_image = image
         slot.page.dealt_rank = rank
         slot.reserved_for = -1
-        self._agent.executor.tell_node(events.Dealt(slot.number, rank))
+        self._agent.executor.tell_node(events.Dealt(slot.number, rank, image))
 
     async def _make_ready(self, slot: Slot, rank: int) -> None:
         agent = self._agent
         try:
             await asyncio.get_running_loop().run_in_executor(agent.shelf.faulting, agent.arena.make_ready, slot)
             if slot.reserved_for == rank:
-                self._deal(slot, rank)
+                self._deal(slot, rank, slot.reserved_image)
         except HoldfastError as e:
             agent.reported(e.to_dict())
             agent.arena.remove(slot)

@@ -126,10 +126,11 @@ class Agent:
 
     def _adopt_slots(self) -> None:
         """Hand every slot an earlier agent left to the node machine; it has held ones verified."""
-        for slot in self.arena.adopt():
+        # What steps share goes first: they rely on it.
+        for slot in sorted(self.arena.adopt(), key=lambda s: s.page.image == 0):
             page = slot.page
             if page.dealt_rank >= 0:
-                self.executor.tell_node(events.Dealt(slot.number, page.dealt_rank))
+                self.executor.tell_node(events.Dealt(slot.number, page.dealt_rank, page.dealt_image))
             if page.state == SlotState.HELD:
                 self.executor.tell_node(adopted_event(slot, self.settings.tiers))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,22 @@ _HINT = (
 
 @dataclass(slots=True)
 class Slot:
-    """One slot: its file, its page, whether its room is promised and faulted, which rank waits for that (-1: none)."""
+    """One slot: its file, its page, whether its room is promised and faulted, which rank waits for that (-1: none) and
+    for which of its images."""
 
     number: int
     file: MappedFile
     page: SlotPage
     ready: bool = False
     reserved_for: int = -1
+    reserved_image: int = 0
+
+    @property
+    def for_image(self) -> int:
+        """The number of the images it is for; of one that is free and dealt to nobody it says nothing."""
+        if self.reserved_for >= 0:
+            return self.reserved_image
+        return self.page.dealt_image if self.page.dealt_rank >= 0 else self.page.image
 
     @property
     def capacity_bytes(self) -> int:
@@ -90,30 +99,35 @@ class Arena:
         room = fs.f_bavail * fs.f_frsize - promised
         return min(room, self.budget_bytes - self.used_bytes) if self.budget_bytes else room
 
-    def deal(self, rank: int, count: int, image_bytes: int) -> list[Slot]:
+    def deal(
+        self, rank: int, count: int, image_bytes: int, *, image: int = 0, besides: Collection[Slot] = ()
+    ) -> list[Slot]:
         """Give `rank` `count` slots of at least `image_bytes`: its own first, then free ones, then new ones.
+
+        `image`: for which of its images; `besides` are promised already.
 
         New slots are not ready; the caller runs `make_ready` on each and then sets `dealt_rank`.
 
         Raises: CapacityError with the sum and what to set; nothing is dealt then.
         """
-        fitting = [s for s in self.slots.values() if s.capacity_bytes >= image_bytes]
-        own = [
-            s
-            for s in fitting
-            if rank in (s.page.dealt_rank, s.reserved_for) or (s.page.state != SlotState.FREE and s.page.rank == rank)
-        ]
+        fitting = [s for s in self.slots.values() if s.capacity_bytes >= image_bytes and s not in besides]
+        own = [s for s in fitting if self._is_of(s, rank) and s.for_image == image]
         loose = [s for s in fitting if s not in own and self._loose(s) and s.capacity_bytes <= 2 * image_bytes]
         chosen = sorted(own, key=lambda s: s.number) + loose
         missing = count - len(chosen)
         if missing > 0:
-            self._make_room(missing * (image_bytes + PAGE_BYTES), keep=chosen, what=(count, image_bytes))
+            keep = [*chosen, *besides]
+            self._make_room(missing * (image_bytes + PAGE_BYTES), keep=keep, what=(count, image_bytes))
         chosen = chosen[:count] if missing <= 0 else chosen
         new = [self.create(image_bytes) for _ in range(missing)]
         for slot in new:
             # Else another rank's call could take it between being ready and being dealt.
-            slot.reserved_for = rank
+            slot.reserved_for, slot.reserved_image = rank, image
         return chosen + new
+
+    def _is_of(self, slot: Slot, rank: int) -> bool:
+        holds = slot.page.state != SlotState.FREE and slot.page.rank == rank
+        return holds or rank in (slot.page.dealt_rank, slot.reserved_for)
 
     def _loose(self, slot: Slot) -> bool:
         free = slot.page.state == SlotState.FREE and slot.page.dealt_rank < 0

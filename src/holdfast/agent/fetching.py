@@ -15,7 +15,7 @@ from holdfast.agent.repairing import MEMORY, Repairing
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import CapacityError, CorruptError, HoldfastError, LoadError, NotFoundError
 from holdfast.lifecycle import events
-from holdfast.model.identity import ImageId
+from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.store.catalog import Wound
 from holdfast.wire import messages
@@ -54,12 +54,15 @@ class Fetching:
         """A new launch: it may find good what was bad."""
         self._bad.clear()
 
-    async def bring(self, rank: int, record: ImageRecord, tiers: list[str]) -> messages.FetchedImage:
-        """An image in a slot, pinned for `rank`: where it is, or fetched once however many ranks ask."""
+    async def bring(
+        self, rank: int, checkpoint: CheckpointId, record: ImageRecord, tiers: list[str]
+    ) -> messages.FetchedImage:
+        """An image of the checkpoint (staged with it or before) in a slot, pinned for `rank`: where it is, or fetched
+        once however many ranks ask."""
         source = MEMORY
         while True:
-            if not self._readers.reads(rank, record.id.checkpoint):
-                raise LoadError(f"rank {rank} gave the load of {record.id.checkpoint} up", step=record.id.step)
+            if not self._readers.reads(rank, checkpoint):
+                raise LoadError(f"rank {rank} gave the load of {checkpoint} up", step=checkpoint.step)
             for number, held in self._executor.held().items():
                 if held == record:
                     # Found and pinned without giving up the loop: it cannot be freed in between.
@@ -69,7 +72,7 @@ class Fetching:
                         record.id, number, generation, record.size_bytes, record.crc64nvme, source
                     )
             if record.id not in self._fetching:
-                task = asyncio.create_task(self._fetch(rank, record, tiers))
+                task = asyncio.create_task(self._fetch(rank, checkpoint, record, tiers))
                 self._fetching[record.id] = task
                 task.add_done_callback(partial(self._fetched, record.id))
             source = await asyncio.shield(self._fetching[record.id])
@@ -79,7 +82,7 @@ class Fetching:
         if not task.cancelled():
             task.exception()  # else asyncio complains where nobody waits for it any more
 
-    async def _fetch(self, rank: int, record: ImageRecord, tiers: list[str]) -> str:
+    async def _fetch(self, rank: int, checkpoint: CheckpointId, record: ImageRecord, tiers: list[str]) -> str:
         """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
         errors: list[str] = []
         wounds: list[Wound] = []
@@ -99,7 +102,7 @@ class Fetching:
                 self._bad.add((tier, record.id))
                 self._host.reported(e.to_dict())
                 continue
-            self._hold(rank, slot, record, header, frozenset(tiers))
+            self._hold(rank if self._readers.reads(rank, checkpoint) else None, slot, record, header, frozenset(tiers))
             log.info("fetched %s from %s", record.id, tier)
             self._repairing.soon(record.id.checkpoint, wounds)
             return tier
@@ -138,16 +141,19 @@ class Fetching:
                 return True
         return False
 
-    def _hold(self, rank: int, slot: Slot, record: ImageRecord, header: ImageHeader, tiers: frozenset[str]) -> None:
+    def _hold(
+        self, rank: int | None, slot: Slot, record: ImageRecord, header: ImageHeader, tiers: frozenset[str]
+    ) -> None:
         """From filling to held, pinned for the rank that asked: an older step than memory keeps would go at once."""
         page, image = slot.page, record.id
         page.attempt, page.step, page.rank, page.image = image.attempt, image.step, image.rank, image.image
         page.world_size, page.image_count = header.world_size, header.image_count
+        page.relies_on_step = max((i.step for i in header.relies_on), default=-1)
         page.image_bytes, page.crc64nvme, page.due_mask = record.size_bytes, record.crc64nvme, 0
         page.committed_mask = sum(self._host.mask_of(t) for t in tiers)
         barrier()
         page.state = SlotState.HELD
-        pins = int(self._readers.reads(rank, image.checkpoint))
-        if pins:
+        pins = 0 if rank is None else 1
+        if rank is not None:
             self._readers.note(rank, slot.number)
         self._executor.tell_node(events.Fetched(slot.number, page.generation, record, header, tiers, pins))

@@ -93,10 +93,14 @@ class Loading:
 
     def _in_memory(self) -> dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]]:
         """Whole checkpoints in this node's slots."""
+        held = {v.record.id: v for v in self._executor.node.slots() if v.state == "held" and v.record and v.header}
         found: dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]] = {}
-        for number, record in self._executor.held().items():
-            slot = self._arena.slots[number]
-            found.setdefault(record.id.checkpoint, {})[record.id] = (slot, record)
+        for view in held.values():
+            assert view.record is not None
+            assert view.header is not None
+            parts = (held[i] for i in (view.record.id, *view.header.relies_on) if i in held)
+            of = found.setdefault(view.record.id.checkpoint, {})
+            of.update({p.record.id: (self._arena.slots[p.slot], p.record) for p in parts if p.record is not None})
         return {c: images for c, images in found.items() if c in self._executor.whole()}
 
     async def _candidate(
@@ -149,7 +153,9 @@ class Loading:
         view = await self._host.in_thread(self._shelf.view)
         candidate = await self._candidate(checkpoint, self._in_memory(), view.committed.get(checkpoint, []))
         records = [record for _, record in sorted(candidate.images.items())]
-        tasks = [asyncio.create_task(self._fetching.bring(rank, record, candidate.tiers)) for record in records]
+        tasks = [
+            asyncio.create_task(self._fetching.bring(rank, checkpoint, record, candidate.tiers)) for record in records
+        ]
         try:
             found = list(await asyncio.gather(*tasks))
             self._repairing.soon(checkpoint, view.wounds.get(checkpoint, []))

@@ -10,7 +10,7 @@ from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.place import TierRule
 from holdfast.policy.schedule import names_of_mask
-from holdfast.wire.pages import SlotState, process_alive
+from holdfast.wire.pages import SlotPage, SlotState, process_alive
 
 Dispatch = Callable[[events.NodeEvent], None]
 _OWNER_EVERY = 16
@@ -39,8 +39,14 @@ class Poller:
         self._polls += 1
         at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
         gone = self._newly_gone() if self._polls % _OWNER_EVERY == 0 else []
+        staged = [s for s in list(self._arena.slots.values()) if not self._look(s, rules)]
+        # An image that steps share is staged before those that rely on it, so it is told before: what stands in
+        # `staged` was found before this second look.
         for slot in list(self._arena.slots.values()):
-            self._look(slot, rules)
+            if slot.page.image and slot.page.state == SlotState.STAGED:
+                self._tell(slot, rules)
+        for slot in staged:
+            self._tell(slot, rules)
         for rank, trainer in self._launches.trainers.items():
             self._wanting(rank, trainer)
             self._progress(rank, trainer, at[rank])
@@ -60,17 +66,23 @@ class Poller:
         self._given_up.clear()
         self._gone.clear()
 
-    def _look(self, slot: Slot, rules: tuple[TierRule, ...]) -> None:
+    def _look(self, slot: Slot, rules: tuple[TierRule, ...]) -> bool:
+        """Whether there is nothing to tell of it as staged."""
         page = slot.page
-        if page.state == SlotState.STAGED and self._told.get(slot.number) != page.generation:
-            self._told[slot.number] = page.generation
-            self._dispatch(staged_event(slot, rules))
-        elif (
+        if page.state == SlotState.STAGED:
+            return self._told.get(slot.number) == page.generation
+        if (
             page.state == SlotState.FILLING
             and self._polls % _OWNER_EVERY == 0
             and not process_alive(page.owner_pid, page.owner_start)
         ):
             self._dispatch(events.OwnerGone(slot.number, page.generation))
+        return True
+
+    def _tell(self, slot: Slot, rules: tuple[TierRule, ...]) -> None:
+        if self._told.get(slot.number) != slot.page.generation:
+            self._told[slot.number] = slot.page.generation
+            self._dispatch(staged_event(slot, rules))
 
     def _wanting(self, rank: int, trainer: Trainer) -> None:
         step = trainer.page.waiting_step
@@ -81,7 +93,7 @@ class Poller:
             self._dispatch(events.SlotWantOver(rank))
         else:
             self._waiting[rank] = step
-            self._dispatch(events.SlotWanted(rank, step))
+            self._dispatch(events.SlotWanted(rank, step, trainer.page.waiting_image))
 
     def _progress(self, rank: int, trainer: Trainer, at: CheckpointId | None) -> None:
         """Tell how far a rank is: what it has not staged below that step it never will."""
@@ -121,7 +133,15 @@ def staged_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Staged:
         world_size=page.world_size,
         due=names_of_mask(page.due_mask, rules),
         size_bytes=page.image_bytes,
+        relies_on=relied_on(page),
     )
+
+
+def relied_on(page: SlotPage) -> tuple[ImageId, ...]:
+    """What a page says that its image relies on: the one image its rank's steps share."""
+    if page.image or page.relies_on_step < 0:
+        return ()
+    return (ImageId(page.attempt, page.relies_on_step, page.rank, 1),)
 
 
 def adopted_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Adopted:
@@ -136,4 +156,5 @@ def adopted_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Adopted:
         due=names_of_mask(page.due_mask, rules),
         size_bytes=page.image_bytes,
         committed=names_of_mask(page.committed_mask, rules),
+        relies_on=relied_on(page),
     )

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.cli.arguments import config_in_file, config_of
@@ -35,6 +35,7 @@ class SlotImage:
     world_size: int
     image_count: int
     committed: bool
+    relies_on: ImageId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Arena:
         by_checkpoint: dict[CheckpointId, list[SlotImage]] = defaultdict(list)
         for image in self.images:
             by_checkpoint[image.id.checkpoint].append(image)
+            shared = [i for i in self.images if i.id == image.relies_on]
+            by_checkpoint[image.id.checkpoint] += [replace(i, committed=False) for i in shared]
         return sorted(c for c, held in by_checkpoint.items() if _whole(held) and not any(i.committed for i in held))
 
 
@@ -185,10 +188,12 @@ def _slot(path: Path) -> Iterator[SlotImage]:
     data = _page(path)
     page = SlotPage(data) if data is not None else None
     if page is not None and page.valid and page.state in (SlotState.STAGED, SlotState.HELD):
+        relied = page.relies_on_step
         yield SlotImage(
             id=ImageId(page.attempt, page.step, page.rank, page.image),
             size_bytes=page.image_bytes,
             world_size=page.world_size,
             image_count=page.image_count,
             committed=page.committed_mask != 0,
+            relies_on=None if page.image or relied < 0 else ImageId(page.attempt, relied, page.rank, 1),
         )

@@ -176,5 +176,4 @@ class Durability:
         """A checkpoint is no longer read; what was to be deleted meanwhile goes now."""
         self._ledger.loads -= Counter([event.checkpoint])
         self._p.drop_incomplete()
-        for tier in self._ledger.books:
-            self._p.delete(tier)
+        self._p.delete_everywhere()

@@ -243,6 +243,7 @@ class Images:
                     error = StepLostError(f"node {node} was lost with {lost[0]}", tier=name, step=record.id.step)
                     self._p.close_tier(record, name, TierState.FAILED, error.to_dict())
         self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
+        self._p.delete_everywhere()
 
     def tells_anew(self, node: str) -> None:
         """A node is about to say what it holds; what it said before counts no longer."""
@@ -267,6 +268,7 @@ class Images:
                     self._p.to_nodes(events.Release(record.id))
         self._p.drop_incomplete()
         self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
+        self._p.delete_everywhere()
 
     def checked(self, event: events.WholeChecked) -> None:
         """Whether the images cover the step."""

@@ -46,6 +46,11 @@ class Progress:
             self.forget_shared(self.ledger.sharing.unlink(record))
         self.do(actions.Notify(record.id))
 
+    def delete_everywhere(self) -> None:
+        """`delete` on every tier."""
+        for tier in self.ledger.books:
+            self.delete(tier)
+
     def forget_shared(self, images: Iterable[ImageId]) -> None:
         """What steps shared and none needs any more: where no manifest names it, it goes."""
         for image in images:
@@ -194,9 +199,12 @@ class Progress:
             self.delete(tier)
 
     def delete(self, tier: str) -> None:
-        """Go on deleting on this tier, if there is anything to delete and it is ours to do."""
+        """Go on deleting on this tier, if there is anything to delete and it is ours to do.
+
+        Not before every node has told what it holds: steps there may name what was staged with one that is to go.
+        """
         ledger, book = self.ledger, self.ledger.books.get(tier)
-        if book is None or not ledger.owner or not (book.doomed or book.remains):
+        if book is None or not ledger.owner or ledger.untold or not (book.doomed or book.remains):
             return
         committing = {r.id for r in ledger.records.values() if is_committing(r, tier)}
         wanted = book.next_deletion(committing | set(ledger.loads), frozenset(ledger.sharing.images))

@@ -143,8 +143,7 @@ class RunMachine:
                 error = SkippedError(f"abandoned: attempt {event.attempt} went back before it", step=checkpoint.step)
                 self._p.lose(record, error, TierState.SKIPPED)
         self._p.commit_all()
-        for tier in ledger.books:
-            self._p.delete(tier)
+        self._p.delete_everywhere()
 
     def _superseded(self, event: events.SupersededBy) -> None:
         """The run is somebody else's: nothing more is committed or deleted."""

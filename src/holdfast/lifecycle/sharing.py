@@ -32,7 +32,10 @@ class SharedImage:
 
 @dataclass(slots=True)
 class Sharing:
-    """Invariant: what a record says of a shared image is what stands here. Size: images held, and those of open steps."""
+    """Invariant: what a record says of a shared image is what stands here.
+
+    Size: images held, and those of open steps.
+    """
 
     images: dict[ImageId, SharedImage] = field(default_factory=dict)
 

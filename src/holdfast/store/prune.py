@@ -120,8 +120,9 @@ def execute_prune(
     """Do what a plan says, oldest first, in the order this module's docstring gives.
 
     What other manifests name is looked up anew, for some may have been committed since the plan was made; `spare` are
-    images that a step still to be committed may name. `done` is told of each checkpoint that is gone. Durability: each line is on the disk before the next begins. Idempotent: after
-    a crash or an error make a new plan (begun deletions are in it) and execute that.
+    images that a step still to be committed may name. `done` is told of each checkpoint that is gone. Durability: each
+    line is on the disk before the next begins. Idempotent: after a crash or an error make a new plan (begun deletions
+    are in it) and execute that.
 
     Raises: SupersededError when a higher attempt owns the run; TierError.
     """

@@ -6,7 +6,7 @@ import msgspec
 
 from holdfast.model.identity import CheckpointId, ImageId
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Trainer and agent must agree; a trainer that finds another number asks for a fresh agent."""
 
 
@@ -31,16 +31,18 @@ class LaunchAnswer(msgspec.Struct, frozen=True):
 
 
 class Prepare(msgspec.Struct, frozen=True):
-    """`image_bytes` is the size of this rank's image."""
+    """`image_bytes` is the size of this rank's image, `shared_bytes` that of the image its steps share (0: none)."""
 
     rank: int
     image_bytes: int
+    shared_bytes: int = 0
 
 
 class PrepareAnswer(msgspec.Struct, frozen=True):
     """Slots that are or will be dealt to the rank (their pages say when), by number."""
 
     slots: list[int]
+    shared_slots: list[int] = []
 
 
 class ClaimAttempt(msgspec.Struct, frozen=True):

@@ -113,6 +113,8 @@ class SlotPage(Page):
     capacity_bytes = _Word(17)
     staged_ns = _Word(18)
     committed_mask = _Word(19)
+    dealt_image = _Word(24)
+    relies_on_step = _Word(25, optional=True)
 
     @property
     def state_name(self) -> str:
@@ -150,6 +152,7 @@ class TrainerPage(Page):
     stall_ns = _Word(16)
     stall_last_ns = _Word(17)
     let_go = _Word(18)
+    waiting_image = _Word(28)
 
 
 class ProposalState(IntEnum):

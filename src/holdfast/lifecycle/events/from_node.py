@@ -27,7 +27,7 @@ class HasTold:
 class ImageStaged:
     """A rank staged an image; its checksum is still to come.
 
-    `committed` are tiers that had its step once; `relies_on` are older images that complete the rank's part of the step.
+    `committed` are tiers that had its step once; `relies_on` older images that complete the rank's part of the step.
     """
 
     node: str

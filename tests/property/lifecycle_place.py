@@ -144,7 +144,8 @@ class Place:
     def list_tiers(self) -> None:
         for name, store in self.configured.items():
             for image in sorted(store.images):
-                if image.checkpoint not in store.manifests and image.checkpoint not in store.tombstones:
+                unnamed = image.checkpoint not in store.manifests and image.checkpoint not in store.tombstones
+                if unnamed or (self.sharing and image.image):
                     self.tell_run(events.TierReceipt("", name, image, record_of(image), self.header(image)))
             committed = frozenset(store.manifests.keys() - store.tombstones)
             self.tell_run(events.CatalogRead(name, committed, frozenset(store.tombstones)))

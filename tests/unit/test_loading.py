@@ -48,7 +48,7 @@ class Executor:
         self.loads[event.checkpoint] += {events.LoadBegun: 1, events.LoadEnded: -1}[type(event)]
 
 
-async def fetch(fetching, rank, record, tiers):
+async def fetch(fetching, rank, checkpoint, record, tiers):
     """Rank 1's image takes a moment; rank 0's cannot be had."""
     if record.id.rank == 0:
         raise LoadError("no copy is left")

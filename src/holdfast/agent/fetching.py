@@ -104,7 +104,7 @@ class Fetching:
                 continue
             self._hold(rank if self._readers.reads(rank, checkpoint) else None, slot, record, header, frozenset(tiers))
             log.info("fetched %s from %s", record.id, tier)
-            self._repairing.soon(record.id.checkpoint, wounds)
+            self._repairing.soon(checkpoint, wounds)
             return tier
         raise LoadError(f"{record.id}: {'; '.join(errors) or 'no copy is left'}", step=record.id.step)
 

@@ -57,7 +57,7 @@ RESTART_POINTS: Points = {
     "agent verified": Fault(AGENT, "holdfast.agent.executor:check_image", "after"),
     "agent told what loads": Fault(AGENT, f"{LOADING}.loadable", "after"),
     "agent asked for images": Fault(AGENT, f"{LOADING}.fetch"),
-    "agent unpins": Fault(AGENT, f"{LOADING}.unpin"),
+    "agent unpins": Fault(AGENT, f"{LOADING}.unpinned"),
     "agent rolls forward": Fault(AGENT, f"{SHELF}.roll_forward"),
     "agent rolled forward": Fault(AGENT, f"{SHELF}.roll_forward", "after"),
     "agent tidies": Fault(AGENT, f"{SHELF}.tidy", "after"),

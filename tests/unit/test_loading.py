@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.loading import Loading
 from holdfast.agent.shelf import View
@@ -28,7 +29,8 @@ class Executor:
 
     def __init__(self):
         self.node = SimpleNamespace(slots=list)
-        self.run = SimpleNamespace(steps=list)
+        self.durable: set[CheckpointId] = set()
+        self.run = SimpleNamespace(steps=list, committed=lambda tier: self.durable)
         self.in_slots: dict[int, ImageRecord] = {}
         self.pins: Counter[int] = Counter()
         self.loads: Counter[CheckpointId] = Counter()
@@ -70,10 +72,12 @@ def loads(executor, monkeypatch):
         return work(*args)
 
     manifests = {c: SimpleNamespace(images=(record(0, c), record(1, c))) for c in (OLD, NEW)}
-    host: Any = SimpleNamespace(in_thread=in_thread)
+    rules = [SimpleNamespace(name=n, is_memory=n == "memory") for n in ("memory", "posix")]
+    host: Any = SimpleNamespace(in_thread=in_thread, settings=SimpleNamespace(tiers=rules))
     shelf: Any = SimpleNamespace(
-        view=lambda: View(Lineage({1: None}), 1, committed={c: ["posix"] for c in manifests}),
+        view=lambda: View(Standing(Lineage({1: None}), 1), committed={c: ["posix"] for c in manifests}),
         manifest=lambda tier, checkpoint: manifests[checkpoint],
+        claims=Claims(),
     )
     arena: Any = SimpleNamespace(slots={n: SimpleNamespace(page=SimpleNamespace(generation=1)) for n in range(2)})
     monkeypatch.setattr(Fetching, "_fetch", fetch)
@@ -124,3 +128,80 @@ def test_a_rank_that_takes_an_older_step_lets_go_of_the_newer_and_holds_off_its_
     loads.forget()
     assert +executor.pins == Counter()
     assert +executor.loads == Counter()
+
+
+# What a launch stands on ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def in_memory(executor):
+    executor.in_slots = {0: record(0), 1: record(1)}
+    return executor.in_slots
+
+
+async def load(loads, checkpoint=NEW, *, loaded=True):
+    await loads.fetch(messages.Fetch(checkpoint, 0))
+    await loads.unpinned(messages.Unpin(0, loaded=loaded))
+
+
+def test_what_is_in_memory_alone_stays_until_the_attempt_is_claimed(loads, executor, in_memory):
+    asyncio.run(load(loads))
+    assert +executor.pins == Counter({0: 1, 1: 1})
+    assert +executor.loads == Counter(), "it may be deleted meanwhile: nobody reads it"
+    loads.claimed()
+    assert +executor.pins == Counter()
+    loads.claimed()
+    loads.unpin(0)
+
+
+def test_what_stands_on_a_tier_need_not_stay(loads, executor, in_memory):
+    executor.durable = {NEW}
+    asyncio.run(load(loads))
+    assert +executor.pins == Counter()
+
+
+def test_a_load_that_failed_stands_on_nothing(loads, executor, in_memory):
+    asyncio.run(load(loads, loaded=False))
+    assert +executor.pins == Counter()
+    assert +executor.loads == Counter()
+
+
+def test_the_same_step_again_is_never_let_go_and_another_takes_its_place(loads, executor, in_memory):
+    async def again():
+        await load(loads)
+        await loads.fetch(messages.Fetch(NEW, 0))
+        assert all(executor.pins[slot] >= 1 for slot in (0, 1))
+        await loads.unpinned(messages.Unpin(0, loaded=True))
+        assert all(executor.pins[slot] >= 1 for slot in (0, 1))
+        in_memory.update({2: record(0, OLD), 3: record(1, OLD)})
+        await load(loads, OLD)
+
+    loads._arena.slots.update({n: SimpleNamespace(page=SimpleNamespace(generation=1)) for n in (2, 3)})
+    asyncio.run(again())
+    assert +executor.pins == Counter({2: 1, 3: 1})
+    loads.claimed()
+    assert +executor.pins == Counter()
+    assert +executor.loads == Counter()
+
+
+def test_a_new_launch_stands_on_nothing_yet(loads, executor, in_memory):
+    asyncio.run(load(loads))
+    loads.forget()
+    assert +executor.pins == Counter()
+
+
+def test_a_rank_that_loads_again_keeps_its_pins_when_another_has_claimed(loads, executor, in_memory):
+    async def both():
+        await load(loads)
+        await loads.fetch(messages.Fetch(NEW, 0))
+        loads.claimed()
+        assert all(executor.pins[slot] >= 1 for slot in (0, 1))
+        await loads.unpinned(messages.Unpin(0))
+
+    asyncio.run(both())
+    assert +executor.pins == Counter()
+
+
+def test_a_load_says_why_it_cannot_be_told_what_is_newest(loads):
+    view = View(Standing(Lineage({}), 0), unknown=LoadError("the claims cannot be read"), empty=False)
+    loads._shelf.view = lambda: view
+    with pytest.raises(LoadError, match="the claims cannot be read"):
+        asyncio.run(loads.loadable(step=None, below=None))

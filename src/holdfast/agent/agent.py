@@ -81,6 +81,7 @@ class Agent:
         self.shelf = Shelf(settings, self.root)
         self._opened.callback(self.shelf.close)
         self._open_run_page()
+        self.shelf.claims.own = self.run_page.attempt
         self._opened.callback(self._close_run_page)
         self.launches = Launches(self.root)
         self._opened.callback(self.launches.close)
@@ -238,6 +239,10 @@ class Agent:
     def ended(self, reason: str, error: events.Error | None, *, free: bool) -> None:
         """The run machine needs this agent no more."""
         self.closing.ended(reason, error, free=free)
+
+    def attempt_claimed(self) -> None:
+        """What the launch had loaded is on the lineage now."""
+        self.loading.claimed()
 
     def mask_of(self, tier: str) -> int:
         """The tier's bit on pages."""

@@ -26,6 +26,9 @@ class Host(Protocol):
     def reported(self, error: events.Error) -> None:
         """Keep an error for status and for the trainers' next save."""
 
+    def attempt_claimed(self) -> None:
+        """The launch owns an attempt now."""
+
     def mask_of(self, tier: str) -> int:
         """The tier's bit on pages."""
 

@@ -52,6 +52,9 @@ class Loading:
         """The newest loadable checkpoint of the lineage (`step`: that one; `below`: older than that)."""
         await self._settle()
         view = await self._host.in_thread(self._shelf.view)
+        if view.unknown is not None:
+            raise view.unknown
+        self._shelf.claims.go_by(view.standing)
         memory = self._in_memory()
         ids = memory.keys() | view.committed.keys()
         if view.attempts:  # else: a tier that outlived the one with the claims; the newest of what it has counts
@@ -172,9 +175,24 @@ class Loading:
         self._readers.end(rank)
 
     async def unpinned(self, body: messages.Unpin) -> messages.Ok:
-        """A rank says that its load is over."""
-        self.unpin(body.rank)
+        """A rank says that its load is over.
+
+        If it worked, and the step stands on no tier, its slots stay for the claim: until then memory need not keep it.
+        """
+        checkpoint = self._readers.reading(body.rank)
+        if body.loaded and checkpoint is not None and not self._durable(checkpoint):
+            self._readers.stand(body.rank)
+        else:
+            self.unpin(body.rank)
         return messages.Ok()
+
+    def claimed(self) -> None:
+        """The launch owns an attempt: what it stands on is kept as any step of the lineage from now on."""
+        self._readers.stood()
+
+    def _durable(self, checkpoint: CheckpointId) -> bool:
+        tiers = [r.name for r in self._host.settings.tiers if not r.is_memory]
+        return any(checkpoint in self._executor.run.committed(tier) for tier in tiers)
 
     def forget(self) -> None:
         """A new launch: what the old ranks were reading, and what they found bad on tiers, is over."""

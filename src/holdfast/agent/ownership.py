@@ -89,6 +89,7 @@ class Ownership:
         self._run_page.superseded_by = 0
         log.info("attempt %d, standing on %s", attempt, body.parent)
         self._executor.tell_run(events.AttemptOwned(attempt, lineage))
+        self._host.attempt_claimed()
         self._host.later(self._catch_up())
         return messages.AttemptAnswer(attempt)
 

@@ -19,7 +19,8 @@ class Machines(Protocol):
 
 
 class Readers:
-    """Invariants: a pin belongs to a rank that reads; a rank reads one step at a time; `end` gives everything back.
+    """Invariants: a pin belongs to a rank that reads, or that stands on what it read until an attempt is claimed; a
+    rank reads one step at a time; `end` gives everything back.
 
     Threads: the agent's event loop only.
     """
@@ -28,16 +29,34 @@ class Readers:
         self._machines = machines
         self._reading: dict[int, CheckpointId] = {}
         self._pins: dict[int, list[int]] = {}
+        self._standing: dict[int, CheckpointId] = {}
 
     def begin(self, rank: int, checkpoint: CheckpointId) -> None:
         """A rank reads this step from now on, and what it read before no longer."""
         if not self.reads(rank, checkpoint):
-            self.end(rank)
+            if self._standing.pop(rank, None) != checkpoint:
+                self.end(rank)
             self._reading[rank] = checkpoint
             self._machines.tell_run(events.LoadBegun(checkpoint))
 
+    def stand(self, rank: int) -> None:
+        """A rank has read, and its next save will stand on that: the step may be deleted, its slots stay till then."""
+        checkpoint = self._reading.pop(rank, None)
+        if checkpoint is not None:
+            self._standing[rank] = checkpoint
+            self._machines.tell_run(events.LoadEnded(checkpoint))
+
+    def stood(self) -> None:
+        """An attempt was claimed: what it stands on is on the lineage now, and kept for that."""
+        for rank in self._standing.keys() - self._reading.keys():
+            self.end(rank)
+
     def reads(self, rank: int, checkpoint: CheckpointId) -> bool:
         return self._reading.get(rank) == checkpoint
+
+    def reading(self, rank: int) -> CheckpointId | None:
+        """What a rank reads now."""
+        return self._reading.get(rank)
 
     def is_loading(self, rank: int) -> bool:
         return rank in self._reading
@@ -62,11 +81,12 @@ class Readers:
         """A rank reads nothing any more, or is gone."""
         for slot in self._pins.pop(rank, []):
             self._machines.tell_node(events.Unpinned(slot))
+        self._standing.pop(rank, None)
         checkpoint = self._reading.pop(rank, None)
         if checkpoint is not None:
             self._machines.tell_run(events.LoadEnded(checkpoint))
 
     def end_all(self) -> None:
         """A new launch: what the old ranks were reading is over."""
-        for rank in list(self._reading):
+        for rank in [*self._reading, *self._standing]:
             self.end(rank)

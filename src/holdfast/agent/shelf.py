@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.history import FlushLog
 from holdfast.agent.late import LateTier
 from holdfast.config import Settings
@@ -44,8 +45,7 @@ _ASK_S = 5.0
 class View:
     """What all tiers together hold, at one moment."""
 
-    lineage: Lineage
-    attempts: int
+    standing: Standing
     committed: dict[CheckpointId, list[str]] = field(default_factory=dict)
     sizes: dict[CheckpointId, int] = field(default_factory=dict)
     tombstoned: set[CheckpointId] = field(default_factory=set)
@@ -55,6 +55,17 @@ class View:
     """Per checkpoint what is wrong where it cannot be loaded from; `problems` has these, too."""
     wounds: dict[CheckpointId, list[catalogs.Wound]] = field(default_factory=dict)
     empty: bool = True
+    unknown: HoldfastError | None = None
+    """Why it cannot be said which attempt counts: nothing can be loaded then."""
+
+    @property
+    def lineage(self) -> Lineage:
+        return self.standing.lineage
+
+    @property
+    def attempts(self) -> int:
+        """The highest attempt; 0: none."""
+        return self.standing.highest
 
 
 class Shelf:
@@ -68,6 +79,7 @@ class Shelf:
         self._arena = _arena_id(arena)
         self._name = f"{self._arena}.{uuid.uuid4().hex[:12]}"
         self.owner = 0
+        self.claims = Claims()
         self.tiers: dict[str, Tier] = {}
         self._urls: dict[str, str] = {}
         self._left: list[Tier] = []
@@ -172,13 +184,18 @@ class Shelf:
 
     # -- attempts -----------------------------------------------------------------------------------------------------
     def lineage(self) -> tuple[Lineage, int]:
-        """The lineage of the highest attempt on any tier, and its number (0: none)."""
-        found = attempts.read_attempts([t for _, t in self._shelved()])
+        """The lineage of the highest attempt, and its number (0: none). Raises: see `Claims.read`."""
+        found = self.claims.read(self.authority, self._besides_home)
         return found.lineage, found.highest
 
+    @property
+    def _besides_home(self) -> list[Tier]:
+        return [t for _, t in self._shelved() if t is not self.authority]
+
     def claim(self, parent: CheckpointId | None, coordinator: str, seen: int) -> tuple[int, Lineage]:
-        """Claim the next attempt. Raises: see store.attempts.claim."""
-        others = [t for _, t in self._shelved() if t is not self.authority]
+        """Claim the next attempt. Raises: see store.attempts.claim; SupersededError: see `Claims.check`."""
+        others = self._besides_home
+        self.claims.check(self.authority)
         for tier in (*others, self.authority):
             with contextlib.suppress(HoldfastError):
                 seen = max(seen, catalogs.read_catalog(tier).highest_attempt)
@@ -186,6 +203,7 @@ class Shelf:
             self.authority, others, run=self._settings.run, parent=parent, coordinator=coordinator, seen=seen
         )
         self.owner = claimed.attempt
+        self.claims.claimed(claimed.attempt)
         return claimed.attempt, self.lineage()[0]
 
     def refuse_other_owner(self, own_coordinator: str) -> None:
@@ -218,16 +236,24 @@ class Shelf:
 
     def view(self) -> View:
         """All tiers together: for loads and `ls`. A tier that cannot be read is a problem, not an error."""
-        lineage, highest = self.lineage()
-        view = View(lineage, highest, empty=not highest)
+        view = self._stand()
         for name, tier in self._shelved():
             try:
                 self._see(view, name, catalogs.read_catalog(tier))
             except HoldfastError as e:
                 view.problems.append(f"{name}: {e.message}")
                 view.empty = False
-        view.abandoned = {c for c in view.committed if c not in lineage}
+        view.abandoned = {c for c in view.committed if c not in view.standing.lineage}
         return view
+
+    def _stand(self) -> View:
+        """A view of nothing yet but whose the run is."""
+        try:
+            standing = self.claims.for_load(self.authority, self._besides_home)
+        except HoldfastError as e:
+            return View(Standing(Lineage({}), 0), unknown=e, empty=False)
+        doubts = [standing.doubt] if standing.doubt else []
+        return View(standing, problems=doubts, empty=not standing.highest)
 
     def _see(self, view: View, name: str, found: catalogs.Catalog) -> None:
         for entry in found:

@@ -27,12 +27,14 @@ _MAX_TRIES = 1000
 class Attempts:
     """What the tiers tell of a run's attempts, by number.
 
-    `highest` counts claims that cannot be read too: the number is taken. `problems` are those.
+    `highest` counts claims that cannot be read too: the number is taken. `problems` are those. `unread` says why spare
+    tiers could not be listed.
     """
 
     records: tuple[Attempt, ...]
     highest: int
     problems: tuple[HoldfastError, ...] = ()
+    unread: tuple[HoldfastError, ...] = ()
 
     @property
     def lineage(self) -> Lineage:
@@ -42,17 +44,21 @@ class Attempts:
         return lineage_of(self.records)
 
 
-def read_attempts(tiers: Iterable[Tier]) -> Attempts:
+def read_attempts(tiers: Iterable[Tier], *, spare: Iterable[Tier] = ()) -> Attempts:
     """All claims on the given tiers; the first readable copy of each counts.
+
+    Args:
+        spare: further tiers, which are passed over where they cannot be listed.
 
     Raises: what listing a tier raises; a claim that cannot be read is a problem, not an error.
     """
     records: dict[int, Attempt] = {}
     problems: list[HoldfastError] = []
+    unread: list[HoldfastError] = []
     highest = 0
-    for tier in tiers:
-        for info in tier.list(names.ATTEMPTS):
-            number = names.parse_attempt_key(info.key)
+    for tier, keys in [*((t, _listed(t)) for t in tiers), *((t, _listed(t, unread)) for t in spare)]:
+        for key in keys:
+            number = names.parse_attempt_key(key)
             if number is None or number in records:
                 continue
             highest = max(highest, number)
@@ -63,7 +69,18 @@ def read_attempts(tiers: Iterable[Tier]) -> Attempts:
             except (CorruptError, FormatVersionError) as e:
                 problems.append(e)
     unreadable = tuple(p for p in problems if p.key and names.parse_attempt_key(p.key) not in records)
-    return Attempts(tuple(records[n] for n in sorted(records)), highest, unreadable)
+    return Attempts(tuple(records[n] for n in sorted(records)), highest, unreadable, tuple(unread))
+
+
+def _listed(tier: Tier, errors: list[HoldfastError] | None = None) -> list[str]:
+    """The keys of a tier's claims; where `errors` are collected, none if they cannot be listed."""
+    try:
+        return [info.key for info in tier.list(names.ATTEMPTS)]
+    except HoldfastError as e:
+        if errors is None:
+            raise
+        errors.append(e)
+        return []
 
 
 def claim(

@@ -64,9 +64,11 @@ class Loader:
 
     def load(self, state: dict[str, Any], *, step: int | None, strict: bool) -> Loaded | None:
         """The checkpoint now in `state`, or None on a fresh home. Raises: see Checkpointer.load."""
+        loaded: Loaded | None = None
         with self._ranks.talk() as talk:
             try:
-                return self._load(talk, state, step, strict)
+                loaded = self._load(talk, state, step, strict)
+                return loaded
             except HoldfastError as e:
                 if self._touched:
                     e.message += " (the live state is undefined now; it can be loaded again)"
@@ -74,7 +76,8 @@ class Loader:
             finally:
                 # Where it cannot be said, the pins end with this launch; what the load raised is what counts.
                 with contextlib.suppress(HoldfastError):
-                    self._session.tell("/unpin", messages.Unpin(self._session.rank), messages.Ok)
+                    unpin = messages.Unpin(self._session.rank, loaded=loaded is not None)
+                    self._session.tell("/unpin", unpin, messages.Ok)
 
     def _load(self, talk: Talk, state: dict[str, Any], step: int | None, strict: bool) -> Loaded | None:
         below: CheckpointId | None = None

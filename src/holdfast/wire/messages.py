@@ -150,9 +150,13 @@ class Close(msgspec.Struct, frozen=True):
 
 
 class Unpin(msgspec.Struct, frozen=True):
-    """A load of this rank is over; slots it read from may be reused."""
+    """A load of this rank is over; slots it read from may be reused.
+
+    `loaded`: it worked and the next save stands on it, so what is in memory alone stays until that save has claimed.
+    """
 
     rank: int
+    loaded: bool = False
 
 
 class Prune(msgspec.Struct, frozen=True):

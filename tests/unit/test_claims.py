@@ -1,0 +1,128 @@
+"""Which attempt counts while the tier that has the claims, or another one, does not answer."""
+
+import pytest
+from tests.unit.store_fixtures import begin
+
+from holdfast.agent.claims import Claims, Standing
+from holdfast.agent.shelf import Shelf
+from holdfast.config import Config, TierConfig
+from holdfast.errors import SupersededError, TierUnavailableError
+from holdfast.model.identity import CheckpointId, Lineage
+from holdfast.tiers.memory import HeapSlots, MemoryTier
+from holdfast.tiers.wrappers.faults import Fault, Faults, Raise
+
+
+def tier(name):
+    return Faults(MemoryTier(HeapSlots(), name=name))
+
+
+def away(tier):
+    """From now on its claims cannot be listed."""
+    error = TierUnavailableError("does not answer", tier=tier.name)
+    return tier.add(Fault("list", Raise(error), key="^attempts/", times=None))
+
+
+@pytest.fixture
+def home():
+    return tier("home")
+
+
+@pytest.fixture
+def other():
+    return tier("other")
+
+
+def test_a_tier_besides_the_home_is_passed_over_when_it_does_not_answer(home, other):
+    begin(home)
+    fault = away(other)
+    claims = Claims()
+    assert claims.read(home, [other]).highest == 1
+    assert claims.for_load(home, [other]) == Standing(Lineage({1: None}), 1)
+    assert fault.fired == 2
+
+
+def test_it_counts_where_the_home_has_no_claims_for_then_it_may_have_them(home, other):
+    away(other)
+    claims = Claims()
+    for ask in (claims.read, claims.for_load):
+        with pytest.raises(TierUnavailableError):
+            ask(home, [other])
+    other.clear()
+    begin(other)
+    assert claims.read(home, [other]).highest == 1
+
+
+def test_without_the_home_what_it_said_last_counts_for_loads(home, other):
+    begin(home)
+    begin(home, CheckpointId(1, 50))
+    claims = Claims()
+    claims.read(home, [other])
+    away(home)
+    standing = claims.for_load(home, [other])
+    assert (standing.lineage, standing.highest) == (Lineage({2: None, 1: 50}), 2)
+    assert "the claims on home cannot be read (does not answer): attempt 2 counts as before" in standing.doubt
+    with pytest.raises(TierUnavailableError):
+        claims.read(home, [other])  # for a claim, a commit, a prune
+
+
+def test_a_new_agent_goes_by_the_attempt_its_arena_claimed_last_and_by_nothing_else(home):
+    away(home)
+    claims = Claims()
+    with pytest.raises(TierUnavailableError, match="the claims of the run cannot be read: does not answer") as caught:
+        claims.for_load(home, [])
+    assert caught.value.hint
+    claims.own = 3
+    lineage = claims.for_load(home, []).lineage
+    assert CheckpointId(3, 10) in lineage
+    assert CheckpointId(2, 10) not in lineage, "it may be abandoned"
+
+
+def test_a_claim_after_a_load_without_the_home_is_refused_when_somebody_was_quicker(home):
+    begin(home)
+    claims = Claims()
+    claims.read(home, [])
+    fault = away(home)
+    claims.go_by(claims.for_load(home, []))
+    with pytest.raises(TierUnavailableError):
+        claims.check(home)
+    home.faults.remove(fault)
+    claims.check(home)
+    begin(home)
+    with pytest.raises(
+        SupersededError, match="attempt 2 was claimed while the claims on home could not be read"
+    ) as caught:
+        claims.check(home)
+    assert "load again" in caught.value.hint
+    claims.go_by(claims.for_load(home, []))
+    claims.check(home)
+    claims.claimed(3)
+    assert claims.own == 3
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    tiers = (
+        TierConfig("memory:"),
+        TierConfig(f"{tmp_path}/home", name="home"),
+        TierConfig(f"{tmp_path}/far", name="far"),
+    )
+    (tmp_path / "arena").mkdir()
+    made = Shelf(Config(tiers=tiers).resolve({}), tmp_path / "arena")
+    for name in ("home", "far"):
+        made.tiers[name] = Faults(made.tiers[name])
+    yield made
+    made.close()
+
+
+def test_a_claim_does_not_need_the_other_tiers(shelf):
+    away(shelf.tiers["far"])
+    assert shelf.claim(None, "here", 0) == (1, Lineage({1: None}))
+    assert shelf.view().lineage == Lineage({1: None})
+
+
+def test_steps_are_listed_though_it_is_not_known_which_attempt_counts(shelf):
+    away(shelf.tiers["home"])
+    view = shelf.view()
+    assert isinstance(view.unknown, TierUnavailableError)
+    assert not view.empty
+    assert (view.committed, view.abandoned) == ({}, set())

@@ -14,8 +14,9 @@ class AttemptOwned:
     """This run's agents own the highest attempt: just claimed, or found again by a new coordinator.
 
     To be followed by what stands on each tier: `TierReceipt` for images found without manifest (and for those that they
-    rely on), then `CatalogRead` or `CatalogFailed`. Until all tiers are read, no step is dropped for want of an image; nor until each of `nodes` has
-    told what it holds (a new coordinator of several nodes names them here and sends each a `Resend`).
+    rely on), then `CatalogRead` or `CatalogFailed`. Until all tiers are read, no step is dropped for want of an image;
+    nor until each of `nodes` has told what it holds (a new coordinator of several nodes names them here and sends each
+    a `Resend`).
     """
 
     attempt: int

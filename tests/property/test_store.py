@@ -12,6 +12,7 @@ from tests.unit.store_fixtures import Checkpoint, begin, commit_images, make, up
 from holdfast.errors import NotFoundError
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId
+from holdfast.model.place import Keep
 from holdfast.store.attempts import read_attempts
 from holdfast.store.catalog import is_tombstoned, read_catalog
 from holdfast.store.fetch import fetch_image
@@ -84,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(crash=crashes, keep_last=st.integers(1, 3), keep_every=st.sampled_from([None, 20, 50]))
     def prune(self, crash, keep_last, keep_every):
         catalog, lineage = read_catalog(self.tier), self.lineage
-        plan = plan_prune(catalog, lineage, keep_last=keep_last, keep_every_steps=keep_every)
+        plan = plan_prune(catalog, lineage, keep=Keep(keep_last, keep_every))
         newest = catalog.newest(lineage)
         assert newest is None or newest.id not in {d.id for d in plan.deletions}
         self.execute(plan, crash)
@@ -117,7 +118,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (rolled.manifest is not None) == (entry.id in self.flushed)
             if rolled.manifest is not None:
                 self.committed[entry.id] = self.flushed.pop(entry.id)
-        plan = plan_prune(read_catalog(self.tier), self.lineage, keep_last=None)
+        plan = plan_prune(read_catalog(self.tier), self.lineage, keep=Keep())
         assert {d.id for d in plan.deletions} <= set(self.gone)
         execute_prune(self.tier, plan, authority=self.tier, owner=self.attempt)
         swept = plan_sweep(read_catalog(self.tier), in_flight=list(self.flushed))

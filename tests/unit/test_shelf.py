@@ -122,7 +122,7 @@ def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(
     config = Config(tiers=(TierConfig(str(tmp_path / "home")), TierConfig(str(tmp_path / "gone/other"))))
     shelf = Shelf(config.resolve({}), tmp_path)
     try:
-        assert shelf.catalog("posix") == (frozenset(), frozenset())
+        assert shelf.catalog("posix") == (frozenset(), frozenset(), {})
         with pytest.raises(TierUnavailableError, match=r"cannot be opened: .*gone"):
             shelf.catalog("posix-2")
         (tmp_path / "gone").mkdir()

@@ -20,6 +20,7 @@ from tests.unit.store_fixtures import (
 from holdfast.errors import CorruptError, NotFoundError, SupersededError, UsageError
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.model.place import Keep
 from holdfast.policy.retention import Reason
 from holdfast.store.attempts import read_attempts
 from holdfast.store.catalog import read_catalog
@@ -47,7 +48,7 @@ def lineage(tier):
 
 
 def plan(tier, keep_last=1, **options):
-    return plan_prune(read_catalog(tier), lineage(tier), keep_last=keep_last, **options)
+    return plan_prune(read_catalog(tier), lineage(tier), keep=Keep(keep_last), **options)
 
 
 def prune(tier, keep_last=1, owner=1, **options):

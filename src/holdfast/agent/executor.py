@@ -260,7 +260,7 @@ class Executor:
         self._offload(
             self._shelf.pool,
             lambda: self._shelf.commit(action.tier, action.checkpoint, action.images),
-            lambda _: self.tell_run(events.CommitDone(action.tier, action.checkpoint)),
+            lambda notes: self.tell_run(events.CommitDone(action.tier, action.checkpoint, notes)),
             lambda e: self._commit_failed(action, e),
         )
 

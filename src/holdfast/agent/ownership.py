@@ -124,8 +124,8 @@ class Ownership:
             if rule.is_memory:
                 continue
             try:
-                committed, tombstoned = await self._host.in_thread(self._shelf.catalog, rule.name)
-                self._executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned))
+                committed, tombstoned, notes = await self._host.in_thread(self._shelf.catalog, rule.name)
+                self._executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned, notes))
             except HoldfastError as e:
                 self._executor.tell_run(events.CatalogFailed(rule.name, e.to_dict()))
 

@@ -20,12 +20,13 @@ from holdfast.agent.history import FlushLog
 from holdfast.agent.late import LateTier
 from holdfast.config import Settings
 from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError
-from holdfast.format.image import read_plain
+from holdfast.format.image import read_notes, read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.manifest import Manifest
+from holdfast.model.notes import Notes
 from holdfast.model.place import TierRule
 from holdfast.store import attempts, commit, fetch, flush, prune, repair, rollforward, sweep
 from holdfast.store import catalog as catalogs
@@ -226,12 +227,16 @@ class Shelf:
             )
 
     # -- what is there ------------------------------------------------------------------------------------------------
-    def catalog(self, tier: str) -> tuple[frozenset[CheckpointId], frozenset[CheckpointId]]:
-        """(committed, tombstoned) on a tier. What cannot be loaded does not count: nothing is let go for its sake."""
+    def catalog(self, tier: str) -> tuple[frozenset[CheckpointId], frozenset[CheckpointId], dict[CheckpointId, Notes]]:
+        """(committed, tombstoned, notes of the committed) on a tier.
+
+        What cannot be loaded does not count: nothing is let go for its sake.
+        """
         found = catalogs.read_catalog(self.tiers[tier])
         return (
             frozenset(e.id for e in found if e.loadable),
             frozenset(e.id for e in found if e.tombstoned),
+            found.notes,
         )
 
     def view(self) -> View:
@@ -287,37 +292,41 @@ class Shelf:
 
         Raises: CorruptError.
         """
-        plain = None
+        plain, notes = None, b""
         if first is not None:
             header = next(i.header for i in images if (i.record.id.rank, i.record.id.image) == (0, 0))
-            plain = read_plain(first, header.layout)
-        manifest = build([i.header for i in images], [i.record for i in images], plain)
+            plain, notes = read_plain(first, header.layout), read_notes(first, header.layout)
+        manifest = build([i.header for i in images], [i.record for i in images], plain, notes=notes)
         with self._lock:
             self._manifests[checkpoint] = manifest
             # More steps than there are slots cannot be on their way; of one that was fetched, too, there is room.
             while len(self._manifests) > 2 * self._settings.slots_per_rank:
                 del self._manifests[next(iter(self._manifests))]
 
-    def commit(self, tier: str, checkpoint: CheckpointId, images: tuple[KnownImage, ...]) -> None:
-        """Publish the manifest. Raises: SupersededError, NotFoundError (deleted), CorruptError, TierError."""
+    def commit(self, tier: str, checkpoint: CheckpointId, images: tuple[KnownImage, ...]) -> Notes | None:
+        """Publish the manifest; what it says of the checkpoint.
+
+        Raises: SupersededError, NotFoundError (deleted), CorruptError, TierError.
+        """
         manifest = self._manifests.get(checkpoint)
         if manifest is None or set(manifest.images) != {i.record for i in images}:
-            self._roll(tier, checkpoint)
-            return
+            return self._roll(tier, checkpoint).notes
         commit.publish_manifest(self.tiers[tier], self.authority, manifest, owner=self.owner)
+        return manifest.notes
 
-    def _roll(self, tier: str, checkpoint: CheckpointId) -> None:
+    def _roll(self, tier: str, checkpoint: CheckpointId) -> Manifest:
         """Found by listing, or no longer in memory: everything is read and proven before the manifest is written."""
         entry = catalogs.read_catalog(self.tiers[tier]).get(checkpoint)
         if entry is None:
             raise NotFoundError(f"{checkpoint} is not there any more", tier=tier, step=checkpoint.step)
         if entry.problem is not None:
             raise entry.problem
-        if entry.loadable:
-            return
+        if entry.loadable and entry.manifest is not None:
+            return entry.manifest
         rolled = rollforward.roll_forward(self.tiers[tier], self.authority, entry, owner=self.owner)
-        if rolled.problem is not None:
-            raise rolled.problem
+        if rolled.manifest is None:
+            raise rolled.problem or NotFoundError(f"{checkpoint} is not there any more", tier=tier)
+        return rolled.manifest
 
     def roll_forward(self) -> list[tuple[str, CheckpointId]]:
         """Commit whole but uncommitted steps of the lineage on every tier; returns what was committed."""

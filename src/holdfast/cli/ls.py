@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import click
 
 from holdfast.cli.arguments import json_option, url_argument
+from holdfast.cli.noted import notes_document, told_metrics
 from holdfast.cli.output import Column, Grid, note, write, write_grid, write_json
 from holdfast.cli.runs import MEMORY, Run, describe_lineage, name_of, open_run
 from holdfast.errors import HoldfastError
 from holdfast.model.identity import CheckpointId
+from holdfast.model.notes import Notes
 from holdfast.store.catalog import CatalogEntry, read_catalog
 from holdfast.units import format_bytes
 
@@ -30,6 +32,7 @@ class Listed:
     """Not a checkpoint (yet, or any more): "uncommitted" or "deleting"."""
     abandoned: bool = False
     newest: bool = False
+    notes: Notes | None = None
 
 
 @click.command()
@@ -79,6 +82,7 @@ def collect(run: Run) -> list[Listed]:
 
 def _add_entry(one: Listed, entry: CatalogEntry, tier: str) -> None:
     one.size_bytes = max(one.size_bytes, entry.size_bytes)
+    one.notes = one.notes or (entry.manifest.notes if entry.manifest is not None else None)
     if entry.loadable:
         one.tiers.append(tier)
         one.unfinished = ""
@@ -110,12 +114,15 @@ def _judged(run: Run, listed: list[Listed]) -> list[Listed]:
 
 def _print(run: Run, shown: list[Listed], hidden: int) -> None:
     columns = Column("STEP", right=True), Column("ATTEMPT", right=True), Column("WHERE"), Column("SIZE", right=True)
-    grid = Grid([*columns, Column("NOTE"), Column("PROBLEM", fold=True)])
+    measured = [Column("METRICS", fold=True)] if any(x.notes and x.notes.metrics for x in shown) else []
+    grid = Grid([*columns, *measured, Column("NOTE"), Column("PROBLEM", fold=True)])
     for one in shown:
         where, style = ", ".join(one.tiers), "red" if one.problems else "dim" if one.abandoned else ""
         text = one.unfinished or ("abandoned" if one.abandoned else "newest" if one.newest else "")
         size = format_bytes(one.size_bytes) if one.size_bytes else ""
-        grid.add(str(one.id.step), str(one.id.attempt), where, size, text, "\n".join(one.problems), style=style)
+        metrics = [told_metrics(one.notes)] if measured else []
+        cells = str(one.id.step), str(one.id.attempt), where, size, *metrics, text, "\n".join(one.problems)
+        grid.add(*cells, style=style)
     if shown:
         write_grid(grid)
     if sys.stdout.isatty() or not shown:
@@ -150,6 +157,7 @@ def _document(run: Run, shown: list[Listed]) -> dict[str, object]:
                 "state": x.unfinished or ("loadable" if x.tiers else "damaged"),
                 "abandoned": x.abandoned,
                 "newest": x.newest,
+                **notes_document(x.notes),
                 "problems": x.problems,
             }
             for x in shown

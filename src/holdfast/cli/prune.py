@@ -10,6 +10,7 @@ from holdfast.cli.output import Column, Grid, note, progress, write, write_grid,
 from holdfast.cli.pruning import Intent, delete, plan_intent
 from holdfast.cli.runs import Run, claimed_elsewhere, name_of, open_run
 from holdfast.errors import UsageError
+from holdfast.model.place import Keep
 from holdfast.units import format_bytes
 
 _DRY = "this was a dry run: nothing was deleted; add --yes to do it"
@@ -57,7 +58,7 @@ def prune(  # noqa: PLR0913  one parameter per option
             _clear(run, plan_clear(run), yes=yes, as_json=as_json)
         else:
             run.require_something()
-            intent = plan_intent(run, steps=steps, keep_last=keep_last, keep_every=keep_every, quiet=as_json)
+            intent = plan_intent(run, steps=steps, keep=Keep(last=keep_last, every_steps=keep_every), quiet=as_json)
             _prune(run, intent, yes=yes, as_json=as_json)
 
 

@@ -12,12 +12,14 @@ from holdfast.cli.runs import MEMORY, Run
 from holdfast.errors import DeadlineError, NotFoundError, UsageError, from_dict
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId
+from holdfast.model.place import Keep
 from holdfast.store.catalog import Catalog, read_catalog
 from holdfast.store.prune import Deletion, PrunePlan, execute_prune, plan_delete, plan_prune
 from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
 from holdfast.wire.messages import ErrorList, Ok, Prune
 
+_KEEP_ALL = Keep()
 _CALL_S = 60.0
 _POLL_S = 0.1
 
@@ -48,9 +50,7 @@ class Intent:
         return [MEMORY, *tiers] if checkpoint in self.in_memory else tiers
 
 
-def plan_intent(
-    run: Run, *, steps: tuple[int, ...], keep_last: int | None, keep_every: int | None, quiet: bool = False
-) -> Intent:
+def plan_intent(run: Run, *, steps: tuple[int, ...], keep: Keep = _KEEP_ALL, quiet: bool = False) -> Intent:
     """What to delete; nothing is done. A step goes from every tier; retention is that of the tier the URL names.
 
     Reads the newest checkpoint that stays, and older ones until one is whole: that one stays, whatever was asked.
@@ -63,13 +63,11 @@ def plan_intent(
         home = plan_delete(run.catalog, run.lineage, asked)
         checked = _check(run, home, besides=asked, quiet=quiet)
     else:
-        home = plan_prune(run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every)
+        home = plan_prune(run.catalog, run.lineage, keep=keep)
         checked = _check(run, home, quiet=quiet)
         if checked.damaged:
             protected = [checked.verified] if checked.verified else []
-            home = plan_prune(
-                run.catalog, run.lineage, keep_last=keep_last, keep_every_steps=keep_every, protected=protected
-            )
+            home = plan_prune(run.catalog, run.lineage, keep=keep, protected=protected)
         _refuse_elsewhere(run, [d.id for d in home.deletions])
     held = run.in_memory if run.owning_agent is not None else []
     intent = Intent(home, frozenset(CheckpointId(s.attempt, s.step) for s in held), checked=checked)

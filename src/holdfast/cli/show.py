@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from holdfast.cli.arguments import json_option, step_option, url_argument
+from holdfast.cli.noted import notes_document, told_notes
 from holdfast.cli.output import Column, Grid, counted, write, write_grid, write_json
 from holdfast.cli.plain import pretty, read_plain
 from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
@@ -61,6 +62,8 @@ def _summary(run: Run, manifest: Manifest, as_json: bool) -> None:
         f"{format_bytes(manifest.size_bytes)}, {counted(len(manifest.tensors), 'tensor')}; "
         f"structure {manifest.structure[:16]}, format {manifest.format_version}"
     )
+    for line in told_notes(manifest.notes):
+        write(line)
     write(f"the run: {describe_lineage(run.attempts)}\n")
     write_grid(_image_grid(manifest))
     write()
@@ -122,6 +125,7 @@ def _document(run: Run, manifest: Manifest) -> dict[str, object]:
     return {
         **_name(manifest),
         "format_version": manifest.format_version,
+        **notes_document(manifest.notes),
         "world_size": manifest.world_size,
         "structure": manifest.structure,
         "size_bytes": manifest.size_bytes,

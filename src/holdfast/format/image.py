@@ -9,6 +9,7 @@ from holdfast.errors import CapacityError, CorruptError
 from holdfast.format.checksum import BLOCK_BYTES, Buffer, block_count, combine, crc64nvme
 from holdfast.format.header import parse_header
 from holdfast.format.layout import Template, lay_out
+from holdfast.format.notes import MAX_NOTES_BYTES
 from holdfast.model.image import ImageLayout
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "parse_header",
     "plain_fits",
     "plain_of",
+    "read_notes",
     "read_plain",
     "seal",
     "seal_block",
     "seal_table",
     "table_words",
+    "write_notes",
     "write_plain",
 ]
 
@@ -34,8 +37,8 @@ _WORD_BYTES = 8
 
 
 def plain_fits(layout: ImageLayout, payload_bytes: int) -> bool:
-    """Whether plain values of that length have room in the image."""
-    return _LENGTH_BYTES + payload_bytes <= layout.plain_capacity_bytes
+    """Whether plain values of that length have room in the image, with the most that notes may take behind them."""
+    return 2 * _LENGTH_BYTES + payload_bytes + MAX_NOTES_BYTES <= layout.plain_capacity_bytes
 
 
 def write_plain(buffer: Buffer, layout: ImageLayout, payload: Buffer) -> None:
@@ -45,7 +48,7 @@ def write_plain(buffer: Buffer, layout: ImageLayout, payload: Buffer) -> None:
         CapacityError: they outgrew their room; the image must be laid out anew.
     """
     n = len(payload)
-    if not plain_fits(layout, n):
+    if _LENGTH_BYTES + n > layout.plain_capacity_bytes:
         raise CapacityError(
             f"plain values of {n} bytes do not fit in {layout.plain_capacity_bytes - _LENGTH_BYTES}",
             hint="lay the image out again for their new size",
@@ -74,6 +77,47 @@ def plain_of(room: Buffer) -> bytes:
     if _LENGTH_BYTES + n > len(view):
         raise CorruptError(f"plain values of {n} bytes cannot stand in {len(view)}")
     return bytes(view[_LENGTH_BYTES : _LENGTH_BYTES + n])
+
+
+def write_notes(buffer: Buffer, layout: ImageLayout, notes: Buffer) -> None:
+    """Write notes behind the plain values, which are there: their length, then their bytes.
+
+    Raises:
+        CapacityError: there is no room for them.
+    """
+    view, n = _bytes(buffer), len(notes)
+    room = _room_for_notes(view, layout)
+    if len(room) < _LENGTH_BYTES + n:
+        raise CapacityError(f"notes of {n} bytes do not fit in {len(room)}", hint="lay the image out again")
+    room[:_LENGTH_BYTES] = n.to_bytes(_LENGTH_BYTES, "little")
+    room[_LENGTH_BYTES : _LENGTH_BYTES + n] = notes
+
+
+def read_notes(buffer: Buffer, layout: ImageLayout) -> bytes:
+    """The bytes of the notes; empty where there are none, as in images from before there were any.
+
+    Raises:
+        CorruptError: a length word is larger than its room.
+    """
+    return notes_in(_room_for_notes(_bytes(buffer), layout))
+
+
+def notes_in(room: Buffer) -> bytes:
+    """The bytes of the notes in what is left of the plain values' room. Raises: CorruptError."""
+    if len(room) < _LENGTH_BYTES:
+        return b""
+    n = int.from_bytes(room[:_LENGTH_BYTES], "little")
+    if n > min(MAX_NOTES_BYTES, len(room) - _LENGTH_BYTES):
+        raise CorruptError(f"notes of {n} bytes cannot stand in {len(room)}")
+    return bytes(room[_LENGTH_BYTES : _LENGTH_BYTES + n])
+
+
+def _room_for_notes(view: memoryview, layout: ImageLayout) -> memoryview:
+    start, end = layout.plain_start, layout.plain_start + layout.plain_capacity_bytes
+    n = int.from_bytes(view[start : start + _LENGTH_BYTES], "little")
+    if _LENGTH_BYTES + n > layout.plain_capacity_bytes:
+        raise CorruptError(f"plain values of {n} bytes cannot stand in {layout.plain_capacity_bytes}")
+    return view[start + _LENGTH_BYTES + n : end]
 
 
 def block_of(offset: int) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.lifecycle.actions import Prune, Sweep
 from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.model.notes import Notes
 from holdfast.model.place import TierRule
 
 _REMEMBERED = 512
@@ -26,6 +27,8 @@ class TierBook:
     listed: bool = False
     """Listed at least once."""
     committed: set[CheckpointId] = field(default_factory=set)
+    notes: dict[CheckpointId, Notes] = field(default_factory=dict)
+    """What committed ones say of themselves."""
     doomed: set[CheckpointId] = field(default_factory=set)
     """To be pruned, or begun to be."""
     remains: set[CheckpointId] = field(default_factory=set)
@@ -33,20 +36,29 @@ class TierBook:
     deleting: frozenset[CheckpointId] = frozenset()
     _pruned: deque[CheckpointId] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
-    def take_listing(self, committed: Iterable[CheckpointId], tombstoned: Collection[CheckpointId]) -> None:
+    def take_listing(
+        self,
+        committed: Iterable[CheckpointId],
+        tombstoned: Collection[CheckpointId],
+        notes: Mapping[CheckpointId, Notes],
+    ) -> None:
         """Take note of a listing; it may be older than what was pruned or committed since."""
         self.read = self.listed = True
         gone = set(self._pruned)
         self.doomed |= set(tombstoned) - gone
         for checkpoint in sorted(set(committed) - gone):
-            self.add(checkpoint)
+            self.add(checkpoint, notes.get(checkpoint))
 
-    def add(self, checkpoint: CheckpointId) -> None:
+    def add(self, checkpoint: CheckpointId, notes: Notes | None = None) -> None:
         """The checkpoint is committed."""
         self.committed.add(checkpoint)
         self.remains.discard(checkpoint)
-        if self.rule.keep_last is None and len(self.committed) > _REMEMBERED:
-            self.committed.discard(min(self.committed))
+        if notes is not None:
+            self.notes[checkpoint] = notes
+        if not self.rule.keep.limits and len(self.committed) > _REMEMBERED:
+            oldest = min(self.committed)
+            self.committed.discard(oldest)
+            self.notes.pop(oldest, None)
 
     @property
     def standing(self) -> set[CheckpointId]:
@@ -70,6 +82,8 @@ class TierBook:
         gone = set(checkpoints)
         self._pruned.extend(sorted(gone & self.doomed))
         self.committed -= gone
+        for checkpoint in gone:
+            self.notes.pop(checkpoint, None)
         self.doomed -= gone
         self.remains -= gone
         self.deleting = frozenset()

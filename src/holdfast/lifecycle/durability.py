@@ -76,7 +76,7 @@ class Durability:
         if book is None or record is None or not is_committing(record, event.tier):
             # The tier went, or is elsewhere now: what stands where it was is none of its business.
             return
-        book.add(event.checkpoint)
+        book.add(event.checkpoint, event.notes)
         self._p.mark_committed(record, event.tier)
         self._retain(event.tier)
         self._p.delete(event.tier)
@@ -96,9 +96,8 @@ class Durability:
         if ledger.owner and ledger.lineage is not None:
             rule, standing = book.rule, sorted(book.standing)
             in_use = set(ledger.loads)
-            book.doomed |= set(
-                select_deletions(standing, ledger.lineage, rule.keep_last, rule.keep_every_steps, in_use)
-            )
+            gone = select_deletions(standing, ledger.lineage, rule.keep, notes=book.notes, protected=in_use)
+            book.doomed |= set(gone)
 
     # -- listings -----------------------------------------------------------------------------------------------------
     def catalog_read(self, event: events.CatalogRead) -> None:
@@ -106,7 +105,7 @@ class Durability:
         book = self._ledger.books.get(event.tier)
         if book is None:
             return
-        book.take_listing(event.committed, event.tombstoned)
+        book.take_listing(event.committed, event.tombstoned, event.notes)
         for checkpoint in sorted(self._ledger.records):
             self._compare(checkpoint, event.tier)
         self._p.drop_incomplete()

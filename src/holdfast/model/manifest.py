@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from holdfast.model.identity import CheckpointId
 from holdfast.model.image import ImageRecord
+from holdfast.model.notes import Notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A checkpoint. Contains no time, host or coordinator: two coordinators write the same bytes."""
+    """A checkpoint. Contains nothing of a coordinator, its host or its clock: two coordinators write the same bytes."""
 
     format_version: int
     run: str
@@ -45,6 +46,8 @@ class Manifest:
     tensors: tuple[TensorRecord, ...]
     plain: bytes | None
     """Rank 0's plain values (the bytes of its plain entry without slack) when small enough to stand inline."""
+    notes: Notes | None = None
+    """As rank 0's image has them; None in images from before there were any."""
 
     @property
     def size_bytes(self) -> int:

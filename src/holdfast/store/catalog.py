@@ -13,6 +13,7 @@ from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.manifest import Manifest
+from holdfast.model.notes import Notes
 from holdfast.store.quarantine import quarantined
 from holdfast.tiers.contract import Tier, read_all
 
@@ -89,6 +90,11 @@ class Catalog:
     @property
     def committed(self) -> list[CatalogEntry]:
         return [e for e in self.entries if e.committed]
+
+    @property
+    def notes(self) -> dict[CheckpointId, Notes]:
+        """What the manifests say of when and how well."""
+        return {e.id: e.manifest.notes for e in self.entries if e.manifest is not None and e.manifest.notes is not None}
 
     @property
     def image_sizes(self) -> dict[ImageId, int]:

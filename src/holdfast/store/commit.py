@@ -26,13 +26,14 @@ def commit(  # noqa: PLR0913  what a checkpoint is, and who says so
     headers: Iterable[ImageHeader],
     records: Iterable[ImageRecord],
     plain: bytes | None,
+    notes: bytes = b"",
     calls_for: CallsFor = lambda image: True,
 ) -> Manifest:
     """Build the manifest from what the images say, and publish it. See `publish_manifest`.
 
     Raises: also CorruptError when the images do not cover every tensor.
     """
-    manifest = codec.build(headers, records, plain)
+    manifest = codec.build(headers, records, plain, notes=notes)
     publish_manifest(tier, authority, manifest, owner=owner, calls_for=calls_for)
     return manifest
 

@@ -20,6 +20,7 @@ from holdfast.errors import NotFoundError, UsageError
 from holdfast.format import attempt as codec
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
+from holdfast.model.place import Keep
 from holdfast.policy.retention import Reason, Verdict, judge
 from holdfast.store.attempts import require_authority
 from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
@@ -57,13 +58,12 @@ def plan_prune(
     catalog: Catalog,
     lineage: Lineage,
     *,
-    keep_last: int | None,
-    keep_every_steps: int | None = None,
+    keep: Keep,
     protected: Collection[CheckpointId] = (),
 ) -> PrunePlan:
     """What retention deletes on a tier. Pure.
 
-    Only loadable checkpoints count towards `keep_last`; a damaged one is kept (it may be repaired) until it is older
+    Only loadable checkpoints count for its rules; a damaged one is kept (it may be repaired) until it is older
     than everything kept. The newest loadable one stays whatever the settings.
 
     Args:
@@ -72,15 +72,21 @@ def plan_prune(
     verdicts = judge(
         [e.id for e in catalog if e.loadable],
         lineage,
-        keep_last=keep_last,
-        keep_every_steps=keep_every_steps,
+        keep,
+        notes=catalog.notes,
         protected=protected,
     )
     kept = [v for v in verdicts if v.keep]
     oldest = min((v.id for v in kept), default=None)
     reasons = {v.id: v.reason for v in verdicts if not v.keep}
     for entry in catalog.committed:
-        if not entry.loadable and oldest is not None and entry.id < oldest and keep_last and entry.id not in protected:
+        if (
+            not entry.loadable
+            and oldest is not None
+            and entry.id < oldest
+            and keep.limits
+            and entry.id not in protected
+        ):
             reasons[entry.id] = Reason.DAMAGED
     return _plan(catalog, reasons, tuple(kept))
 

@@ -8,6 +8,8 @@ from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, Not
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
+from holdfast.format.image import notes_in
+from holdfast.format.notes import MAX_NOTES_BYTES
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader
 from holdfast.model.manifest import Manifest
@@ -70,8 +72,8 @@ def proven_manifest(tier: Tier, entry: CatalogEntry, *, progress: Progress = no_
     proven = [_proven(tier, image, buffer, progress) for image in sorted(wanted)]
     headers = [v.header for v in proven if v.header]
     first = next((h for h in headers if h.id.rank == 0 and h.id.checkpoint == entry.id), None)
-    plain = _read_plain(tier, first) if first else None
-    return codec.build(headers, [v.record for v in proven if v.record], plain)
+    plain, notes = (_read_plain(tier, first), _read_notes(tier, first)) if first else (None, b"")
+    return codec.build(headers, [v.record for v in proven if v.record], plain, notes=notes)
 
 
 def _wanted(tier: Tier, entry: CatalogEntry) -> set[ImageId]:
@@ -105,14 +107,27 @@ def _proven(tier: Tier, image: ImageId, buffer: memoryview, progress: Progress) 
 
 def _read_plain(tier: Tier, header: ImageHeader) -> bytes:
     """The payload of rank 0's plain values. Its image has been proven."""
+    key, start = names.image_key(header.id), header.layout.plain_start + _LENGTH_BYTES
+    payload = bytearray(_plain_bytes(tier, header))
+    for at in range(0, len(payload), BLOCK_BYTES):
+        tier.read_into(key, start + at, memoryview(payload)[at : at + BLOCK_BYTES])
+    return bytes(payload)
+
+
+def _plain_bytes(tier: Tier, header: ImageHeader) -> int:
     key, layout = names.image_key(header.id), header.layout
     length = bytearray(_LENGTH_BYTES)
     tier.read_into(key, layout.plain_start, memoryview(length))
     n = int.from_bytes(length, "little")
     if n > layout.plain_capacity_bytes - _LENGTH_BYTES:
         raise CorruptError(f"plain values of {n} bytes cannot stand in their room", tier=tier.name, key=key)
-    payload = bytearray(n)
-    for start in range(0, n, BLOCK_BYTES):
-        part = memoryview(payload)[start : start + BLOCK_BYTES]
-        tier.read_into(key, layout.plain_start + _LENGTH_BYTES + start, part)
-    return bytes(payload)
+    return n
+
+
+def _read_notes(tier: Tier, header: ImageHeader) -> bytes:
+    """The bytes of rank 0's notes, which stand behind the plain values."""
+    used = _LENGTH_BYTES + _plain_bytes(tier, header)
+    room = bytearray(min(header.layout.plain_capacity_bytes - used, _LENGTH_BYTES + MAX_NOTES_BYTES))
+    if room:
+        tier.read_into(names.image_key(header.id), header.layout.plain_start + used, memoryview(room))
+    return notes_in(memoryview(room))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from holdfast.policy.schedule import due_tiers
 from holdfast.trainer.differences import warn_of
 from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
+from holdfast.trainer.noted import note
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
@@ -124,14 +126,16 @@ class Checkpointer:
         state: dict[str, Any],
         *,
         force: bool = False,
-        metrics: dict[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
         overlap: bool = False,
     ) -> Save | None:
         """Save `state` as `step` if a tier is due: one copy into shared memory, the agent does the rest.
 
         Args:
             force: save on every tier though none is due.
-            metrics, overlap: accepted for the retention and the overlapped copy to come; without effect yet.
+            metrics: numbers that go with the step, rank 0's: `keep_best` of a tier decides by them, `holdfast ls` shows
+                them.
+            overlap: accepted; the copy is made at once until overlapping is built.
 
         Returns: a handle, or None when no tier is due.
         Raises: StepExistsError; ClosedError; UnsupportedValueError with the value's path; CapacityError;
@@ -141,6 +145,7 @@ class Checkpointer:
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise UsageError(f"step {step!r} is not a whole number from 0 up", hint="pass the training step")
         began = time.perf_counter()
+        notes = note(metrics)
         self._session.ensure()
         due = due_tiers(step, self._settings.tiers, force=force)
         if due:
@@ -154,7 +159,7 @@ class Checkpointer:
         # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
         # ranks wait for this one.
         patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
-        return self._saves.make(step, state, due, began=began, patience_s=patience_s)
+        return self._saves.make(step, state, due, began=began, patience_s=patience_s, notes=notes)
 
     def steps(self) -> list[messages.StepInfo]:
         """Every step of the run that exists anywhere, oldest first."""

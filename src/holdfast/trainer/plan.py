@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import ReplicaMismatchError
-from holdfast.format.image import plain_fits
+from holdfast.format.image import plain_fits, write_notes
 from holdfast.format.layout import Template, lay_out
 from holdfast.model.image import Piece
 from holdfast.trainer.capture import Capture, Captured
@@ -179,7 +179,7 @@ class StagePlan:
             )
         self._compared.update(seen[talk.rank])
 
-    def stage(self, slot: TrainerSlot, *, attempt: int, step: int, due_mask: int) -> None:
+    def stage(self, slot: TrainerSlot, *, attempt: int, step: int, due_mask: int, notes: bytes = b"") -> None:
         """Copy into the slot and hand it to the agent: filling -> staged."""
         assert self._template is not None
         assert self._stager is not None
@@ -189,6 +189,8 @@ class StagePlan:
         page.world_size, page.image, page.image_count = self._ranks.size, 0, 1
         page.image_bytes, page.due_mask = size, due_mask
         self._stager.stage(slot.room(size), self._captured, self._payload, attempt=attempt, step=step)
+        if notes and self._ranks.rank == 0:
+            write_notes(slot.room(size), self._template.layout, notes)
         barrier()
         page.state = SlotState.STAGED
 

@@ -45,11 +45,14 @@ class Saves:
         if step <= self.last_step:
             raise _order_error(step, self.last_step, self._attempt)
 
-    def make(self, step: int, state: dict[str, Any], due: frozenset[str], *, began: float, patience_s: float) -> Save:
+    def make(
+        self, step: int, state: dict[str, Any], due: frozenset[str], *, began: float, patience_s: float, notes: bytes
+    ) -> Save:
         """Save a step on the tiers that are due.
 
         Args:
             began: when the training loop began to wait, by `time.perf_counter`.
+            notes: what goes with the step, of which rank 0's is kept.
             patience_s: wait so long for a slot if none comes free in the usual time.
 
         Raises: see Checkpointer.save.
@@ -67,7 +70,7 @@ class Saves:
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             return self._handle(step, due, began, error)
         try:
-            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due))
+            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=notes)
         except BaseException:
             # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
             page.given_up_step = step

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from holdfast.errors import CorruptError
+from holdfast.format import notes as notes_codec
 from holdfast.format.manifest.coverage import check_coverage
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
@@ -14,11 +15,13 @@ from holdfast.model.manifest import Chunk, Manifest, TensorRecord
 MAX_INLINE_PLAIN_BYTES = 64 * 1024
 
 
-def build(headers: Iterable[ImageHeader], records: Iterable[ImageRecord], plain: bytes | None) -> Manifest:
+def build(
+    headers: Iterable[ImageHeader], records: Iterable[ImageRecord], plain: bytes | None, *, notes: bytes = b""
+) -> Manifest:
     """The manifest of the checkpoint these images are.
 
-    `plain` is the payload of rank 0's plain values, kept if small. Images of older steps are allowed where a header
-    relies on them.
+    `plain` is the payload of rank 0's plain values, kept if small; `notes` are the bytes of its notes, if it has any.
+    Images of older steps are allowed where a header relies on them.
 
     Raises:
         CorruptError: they are not one checkpoint, or do not cover every tensor completely.
@@ -38,6 +41,7 @@ def build(headers: Iterable[ImageHeader], records: Iterable[ImageRecord], plain:
         images=_match(ordered, records),
         tensors=_tensors(ordered),
         plain=plain if plain is not None and len(plain) <= MAX_INLINE_PLAIN_BYTES else None,
+        notes=notes_codec.decode(notes) if notes else None,
     )
     check_coverage(manifest.tensors)
     return manifest

@@ -19,6 +19,7 @@ from holdfast.format.limits import MAX_BYTES, MAX_DIMS, is_dtype, is_name, is_st
 from holdfast.format.manifest.building import MAX_INLINE_PLAIN_BYTES, by_name, check_names, in_order
 from holdfast.format.manifest.coverage import check_coverage
 from holdfast.format.names import MAX_ATTEMPT, MAX_IMAGE, MAX_RANK, MAX_STEP
+from holdfast.format.notes import NotesRecord, from_record, to_record
 from holdfast.format.records import Size
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageRecord
@@ -59,7 +60,7 @@ class _Tensors(msgspec.Struct, forbid_unknown_fields=True):
     alias_of: dict[str, str]
 
 
-class _Body(msgspec.Struct, forbid_unknown_fields=True):
+class _Body(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     run: str
     attempt: Size
     step: Size
@@ -68,6 +69,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     images: _Images
     tensors: _Tensors
     plain: str | None
+    notes: NotesRecord | None = None
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -107,6 +109,7 @@ def _to_body(manifest: Manifest) -> _Body:
             alias_of={str(n): t.alias_of for n, t in enumerate(tensors) if t.alias_of is not None},
         ),
         plain=None if manifest.plain is None else base64.b64encode(manifest.plain).decode(),
+        notes=None if manifest.notes is None else to_record(manifest.notes),
     )
 
 
@@ -162,6 +165,7 @@ def _from_body(body: _Body) -> Manifest:
         images=_images(body),
         tensors=_tensors(body.tensors, len(body.images.rank), body.world_size),
         plain=_plain(body.plain),
+        notes=None if body.notes is None else from_record(body.notes),
     )
 
 

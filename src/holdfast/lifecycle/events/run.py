@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from holdfast.lifecycle.events.both import Error, Reconfigured, TimerFired
 from holdfast.lifecycle.events.from_node import FromNode
 from holdfast.model.identity import CheckpointId, Lineage
+from holdfast.model.notes import Notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class CatalogRead:
     tier: str
     committed: frozenset[CheckpointId]
     tombstoned: frozenset[CheckpointId]
+    notes: Mapping[CheckpointId, Notes] = field(default_factory=dict)
+    """What committed ones say of themselves, for retention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,11 @@ class WholeChecked:
 
 @dataclass(frozen=True, slots=True)
 class CommitDone:
-    """The manifest stands on the tier."""
+    """The manifest stands on the tier; what it says of the checkpoint, for retention."""
 
     tier: str
     checkpoint: CheckpointId
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True, slots=True)

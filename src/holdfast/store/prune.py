@@ -80,13 +80,8 @@ def plan_prune(
     oldest = min((v.id for v in kept), default=None)
     reasons = {v.id: v.reason for v in verdicts if not v.keep}
     for entry in catalog.committed:
-        if (
-            not entry.loadable
-            and oldest is not None
-            and entry.id < oldest
-            and keep.limits
-            and entry.id not in protected
-        ):
+        old = oldest is not None and entry.id < oldest and entry.id not in protected
+        if old and keep.limits and not entry.loadable:
             reasons[entry.id] = Reason.DAMAGED
     return _plan(catalog, reasons, tuple(kept))
 

@@ -19,7 +19,14 @@ from typing import Any
 
 import psutil
 
-_PRELOAD = ["torch", "torch.distributed", "holdfast.trainer.checkpointer", "tests.integration.jobs"]
+_PRELOAD = [
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "holdfast.trainer.checkpointer",
+    "tests.integration.jobs",
+    "tests.integration.sharded_jobs",
+]
 
 _STUCK_S = 45.0
 """Then a rank shows where it stands: below the limit of `results`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -243,13 +244,69 @@ def resumed(tell: Tell, url: str, build: Callable[[int], State], *, steps: int, 
             ckpt.save(step, state)
         # The forecast of a load is what is saved: nothing was laid out anew.
         assert ckpt._plan._template is layout
-    together = {name: whole_of(t) for name, t in tensors(state) if name.startswith((f"{whole}.", "loose."))}
-    return start, found, loaded, digest(state), together
+    return start, found, loaded, digest(state), together(state, whole)
+
+
+def together(state: State, model: str) -> State:
+    """What torch puts together of a model, its optimizer and the tensors of no module."""
+    wanted = (f"{model}.", f"{model}_optim.", "loose.")
+    return {
+        name.replace("_checkpoint_wrapped_module.", ""): whole_of(tensor)
+        for name, tensor in tensors(state)
+        if name.startswith(wanted)
+    }
 
 
 def whole_of(tensor: torch.Tensor) -> Any:
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().numpy()
+
+
+def on_another_mesh(tell: Tell, url: str) -> State:
+    """What two ranks find of `both` that four saved by another mesh; everything else is theirs to miss."""
+    torch.manual_seed(9)
+    mesh = init_device_mesh("cpu", (2,))
+    model = Feed(10)
+    fully_shard(model, mesh=mesh, shard_placement_fn=lambda p: Shard(p.ndim - 1))
+    state: State = {"both": model, "both_optim": torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)}
+    state["loose"] = loose(mesh, 9)
+    with warnings.catch_warnings(), holdfast.Checkpointer(url) as ckpt:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert ckpt.load(state, strict=False) == 2
+        assert ckpt.last_load is not None
+        assert {d.kind for d in ckpt.last_load.differences} == {"unexpected"}
+    return together(state, "both")
+
+
+# Structures that change ----------------------------------------------------------------------------------------------
+def changing(tell: Tell, url: str) -> tuple[int | None, dict[str, str], dict[str, str]]:
+    """Save what no forecast knew, then tensors that came later; digests before and after loading them anew."""
+    state = grown(2)
+    with holdfast.Checkpointer(url) as ckpt:
+        ckpt.load(state)
+        for step in range(2):
+            # The second layer never gets a gradient, so it has no optimizer state.
+            state["model"][0](torch.randn(2, 6)).sum().backward()
+            state["optim"].step()
+            ckpt.save(step, state)
+        state |= grown(3, model=state["model"], optim=state["optim"])
+        ckpt.save(2, state)
+        before = digest(state)
+    fresh = grown(3)
+    with holdfast.Checkpointer(url) as ckpt:
+        start = ckpt.load(fresh)
+    return start, before, digest(fresh)
+
+
+def grown(tensors: int, **keep: Any) -> State:
+    mesh = init_device_mesh("cpu", (2,))
+    if not keep:
+        model = Sequential(Linear(6, 7), Linear(7, 6))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model[1], mesh=mesh)
+        keep = {"model": model, "optim": torch.optim.AdamW(model.parameters())}
+    more = {f"t{i}": distribute_tensor(torch.randn(5, i + 1), mesh, [Shard(i % 2)]) for i in range(tensors)}
+    return {**keep, "more": more}
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

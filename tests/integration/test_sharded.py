@@ -59,26 +59,40 @@ def test_fsdp2_killed_and_resumed(place, forker):
     assert max(sizes) - min(sizes) <= 0.2 * min(sizes), sizes
 
     # What was saved by two ranks as shards, one process without any mesh takes as whole tensors.
-    is_what_torch_puts_together(place, {"kept": sharded_jobs.Tied()}, together)
+    is_what_torch_puts_together(place, "kept", sharded_jobs.Tied(), together)
 
 
 def test_hsdp_and_tensor_parallelism_killed_and_resumed(place, forker):
     together = killed_and_resumed(place, forker, 4, sharded_jobs.on_four, whole="both")
     sizes = [path.stat().st_size for path in each_byte_once(place, 4)]
     assert max(sizes) - min(sizes) <= 0.2 * min(sizes), sizes
-    is_what_torch_puts_together(place, {"both": sharded_jobs.Feed(10)}, together)
+    for found in processes.start(forker, 2, sharded_jobs.on_another_mesh, place.url).values(80):
+        assert found.keys() | {"loose.both", "loose.same"} == together.keys()
+        assert [name for name in found if not np.array_equal(found[name], together[name])] == []
+    is_what_torch_puts_together(place, "both", sharded_jobs.Feed(10), together)
 
 
-def is_what_torch_puts_together(place, modules, together):
-    """Load into plain modules and tensors, in one process without any mesh."""
-    loose = {n.removeprefix("loose."): torch.zeros(t.shape) for n, t in together.items() if n.startswith("loose.")}
+def test_a_structure_that_changes_is_saved_whole(place, forker):
+    for start, before, after in processes.start(forker, 2, sharded_jobs.changing, place.url).values(80):
+        assert start == 2
+        assert before == after
+    assert {(grid == 1).all() for grid in written(place.images(1, 1)).values()} == {True}
+    assert {(grid >= 1).all() for grid in written(place.images(1, 2)).values()} == {True}
+
+
+def is_what_torch_puts_together(place, name, model, together):
+    """Load into a plain model, optimizer and tensors, in one process without any mesh; and read one without a state."""
+    state = sharded_jobs.with_optimizers({"kept" if name == "kept" else "hsdp": model, name: model})
+    state = {key: x for key, x in state.items() if key.startswith(name)}
+    state["loose"] = {n.removeprefix("loose."): torch.zeros(t.shape) for n, t in together.items() if "loose." in n}
     with holdfast.Checkpointer(place.url) as ckpt, pytest.warns(RuntimeWarning, match="only in the checkpoint"):
-        assert ckpt.load({**modules, "loose": loose}, strict=False) == 2
-    found = {f"{path}.{name}": t for path, module in modules.items() for name, t in module.state_dict().items()}
-    found |= {f"loose.{name}": tensor for name, tensor in loose.items()}
+        assert ckpt.load(state, strict=False) == 2
+    found = sharded_jobs.together(state, name)
     assert found.keys() == together.keys()
-    for name, tensor in found.items():
-        assert np.array_equal(tensor.numpy(), together[name]), name
+    for key, tensor in found.items():
+        assert np.array_equal(tensor, together[key]), key
+    one = next(key for key in together if key.endswith("up.weight"))
+    assert np.array_equal(holdfast.read(place.url, one).numpy(), together[one])
 
 
 REFUSED = [

@@ -275,7 +275,14 @@ def on_another_mesh(tell: Tell, url: str) -> State:
         assert ckpt.load(state, strict=False) == 2
         assert ckpt.last_load is not None
         assert {d.kind for d in ckpt.last_load.differences} == {"unexpected"}
-    return together(state, "both")
+    found = together(state, "both")
+    # And without an agent, each rank by itself.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert holdfast.load(url, state, only=["both", "both_optim"]) == 2
+    assert all((whole_of(p) == found[f"both.{name}"]).all() for name, p in model.named_parameters())
+    return found
 
 
 # Structures that change ----------------------------------------------------------------------------------------------

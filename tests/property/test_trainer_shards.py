@@ -4,17 +4,26 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from tests.images import read  # noqa: E402
+
 from holdfast.errors import ReplicaMismatchError  # noqa: E402
+from holdfast.format.image import lay_out, seal  # noqa: E402
+from holdfast.format.plain import TensorRef  # noqa: E402
 from holdfast.trainer import shares  # noqa: E402
+from holdfast.trainer.apply import LoadPlan  # noqa: E402
+from holdfast.trainer.capture import Captured  # noqa: E402
+from holdfast.trainer.differences import Differences  # noqa: E402
 from holdfast.trainer.dtensor import Cut, boxes  # noqa: E402
+from holdfast.trainer.portions import meet  # noqa: E402
+from holdfast.trainer.saved import Saved  # noqa: E402
 from holdfast.trainer.shares import assign, unsplit  # noqa: E402
-from holdfast.trainer.stage import rectangle  # noqa: E402
-from holdfast.trainer.structure import Box, Boxes, Rect, Structure, TensorSpec, cells, intersection  # noqa: E402
+from holdfast.trainer.stage import Stager, rectangle  # noqa: E402
+from holdfast.trainer.structure import Box, Boxes, Rect, Structure, TensorSpec, cells, intersection, whole_box  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -144,6 +153,51 @@ def test_all_ranks_stage_each_element_once_and_the_tensor_comes_back(found, smal
         assert torch.equal(made, whole)
         assert (times == 1).all()
         assert entries
+
+
+@given(layouts(), layouts(), st.booleans(), st.data())
+def test_a_shard_of_any_mesh_is_filled_from_images_of_any_other(saved, live, small, data):
+    """Real images of all ranks of one layout, and the boxes of one rank of another one with the same global shape."""
+    shape, mesh, placements, local = saved
+    _, mesh_2, placements_2, local_2 = live
+    placements_2 = [p if p is not None and p[0] < len(shape) else None for p in placements_2]
+    local_2 = from_left_to_right if any(p is not None and p[1] > 1 for p in placements_2[1:]) else local_2
+    assume(placements_2 == live[2] or local_2 is from_left_to_right)
+    whole = numbers(shape)
+    coordinate = data.draw(st.sampled_from(coordinates(mesh_2)))
+    structures = [structure_on({"t": saved}, lambda _, c=c: c) for c in coordinates(mesh)]
+    locals_ = [local(whole, placements, mesh, c).contiguous() for c in coordinates(mesh)]
+    before, shares.WHOLE_BELOW_BYTES = shares.WHOLE_BELOW_BYTES, 8 if small else 1 << 20
+    try:
+        sources = images_of_ranks(structures, locals_)
+    finally:
+        shares.WHOLE_BELOW_BYTES = before
+    mine = local_2(whole, placements_2, mesh_2, coordinate)
+    held = boxes_on(shape, mesh_2, placements_2, coordinate)
+    memory = torch.zeros_like(mine)
+    if data.draw(st.booleans()) and memory.ndim == 2:
+        memory = torch.zeros_like(mine.t()).t()  # memory that is no run of bytes
+    plan = LoadPlan(sources, [], [], Differences())
+    found = Saved(sources).shared["t"]
+    plan._portions = list(meet(memory, (whole_box(shape),) if held is None else held, found)) if mine.numel() else []
+    assert sum(p.nbytes for p in plan._portions) >= 8 * mine.numel()
+    assert plan.fill(prove=range(len(sources))) == {}
+    assert torch.equal(memory, mine)
+
+
+def images_of_ranks(structures, locals_):
+    assigned, sources = assign(structures), []
+    for rank, (structure, memory) in enumerate(zip(structures, locals_, strict=True)):
+        seen = Captured(structure, {"t": memory}, {}, {"t": TensorRef("t")}, {}, [])
+        payload = seen.payload(rank)
+        template = lay_out(
+            assigned.pieces(rank), run="r", rank=rank, world_size=len(structures), plain_bytes=len(payload)
+        )
+        buffer = memoryview(bytearray(template.layout.size_bytes))
+        Stager(template).stage(buffer, seen, payload, attempt=1, step=1)
+        seal(buffer, template.layout)
+        sources.append(read(bytes(buffer)))
+    return sources
 
 
 @given(layouts(), st.integers(1, 3))

@@ -11,7 +11,7 @@ from holdfast.model.image import Entry
 from holdfast.trainer import dtensor
 from holdfast.trainer.saved import SavedTensor
 from holdfast.trainer.stage import view_of
-from holdfast.trainer.structure import Box, Rect, intersection, whole_box
+from holdfast.trainer.structure import Box, Boxes, Rect, intersection, whole_box
 from holdfast.trainer.values import dtype_of
 
 
@@ -81,9 +81,14 @@ def portions(live: torch.Tensor, found: SavedTensor) -> Iterator[Portion]:
 
     Raises: CorruptError: the images do not hold all of the tensor.
     """
-    memory, boxes = dtensor.local_of(live), dtensor.boxes_of(live)
+    boxes = dtensor.boxes_of(live)
+    yield from meet(dtensor.local_of(live), (whole_box(found.shape),) if boxes is None else boxes, found)
+
+
+def meet(memory: torch.Tensor, boxes: Boxes, found: SavedTensor) -> Iterator[Portion]:
+    """All that fills memory which holds these boxes of a tensor. Raises: as `portions`."""
     for source, entry in found.pieces():
-        for box in (whole_box(found.shape),) if boxes is None else boxes:
+        for box in boxes:
             rect = intersection(box.rect, (entry.piece.offsets, entry.piece.lengths))
             if rect is not None:
                 yield Portion(memory, box, source, entry, rect)

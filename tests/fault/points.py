@@ -35,7 +35,7 @@ TRAINER_POINTS: Points = {
     "slot taken": Fault(TRAINER, f"{SLOTS}.take", "after", 3),
     "before the copy": Fault(TRAINER, STAGE, "before", 3),
     "amid the copy": Fault(TRAINER, MOVE, "amid", 3),
-    "copied, no header": Fault(TRAINER, COPY, "after", 3),
+    "copied, not staged": Fault(TRAINER, COPY, "after", 3),
     "staged, not returned": Fault(TRAINER, STAGE, "after", 3),
     "waiting for a save": Fault(TRAINER, "holdfast.trainer.save:Save.wait", "before", 4),
     "closing": Fault(TRAINER, f"{CHECKPOINTER}._await_end"),

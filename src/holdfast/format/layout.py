@@ -27,6 +27,7 @@ ENTRY_ALIGN_BYTES = 64
 _BEFORE_ATTEMPT = b'{"__metadata__":{"holdfast.format":"0","holdfast.attempt":"'
 _BETWEEN = b'","holdfast.step":"'
 _DIGITS = 20
+_MERGE_BYTES = 1024
 ATTEMPT_AT = 8 + len(_BEFORE_ATTEMPT)
 """Where in an image the twenty digits of the attempt stand."""
 STEP_AT = ATTEMPT_AT + _DIGITS + len(_BETWEEN)
@@ -37,7 +38,8 @@ STEP_AT = ATTEMPT_AT + _DIGITS + len(_BETWEEN)
 class Template:
     """A layout with its header, ready to be stamped into an image buffer at every save.
 
-    `pads` are the (start, stop) of the filler between entries.
+    `pads` are the (start, stop) of the filler between entries; where fillers lie near each other, one range goes over
+    all of them and the small entries between.
     """
 
     layout: ImageLayout
@@ -45,9 +47,10 @@ class Template:
     pads: tuple[tuple[int, int], ...]
 
     def stamp(self, buffer: Buffer, attempt: int, step: int) -> None:
-        """Write the header of this attempt and step into the image that `buffer` begins with.
+        """Write the header of this attempt and step into the image that `buffer` begins with, before its entries.
 
-        Fillers are zeroed too: slots are reused, and equal states must give equal bytes.
+        Fillers are zeroed too, and small entries between them: slots are reused, and equal states must give equal
+        bytes.
         """
         view = memoryview(buffer).cast("B")
         check_within("attempt", attempt, names.MAX_ATTEMPT)
@@ -105,7 +108,18 @@ def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)
         table_start=table_start,
         size_bytes=size_bytes,
     )
-    return Template(layout, header, tuple([(a + shift, b + shift) for a, b in plan.pads]))
+    return Template(layout, header, tuple([(a + shift, b + shift) for a, b in _merged(plan.pads)]))
+
+
+def _merged(pads: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pads with little between them as one: one call per pad would take longer than their bytes, by far."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in pads:
+        if merged and start - merged[-1][1] <= _MERGE_BYTES:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged
 
 
 def plain_capacity_bytes(payload_bytes: int) -> int:

@@ -92,6 +92,7 @@ class Checkpointer:
         self._check_open()
         with self._ranks.talk() as talk:
             self._plan.learn(state, talk)
+            self._session.slots.page_lock = self._plan.page_lock
             talk.each(lambda: self._session.prepare(self._plan.image_bytes))
 
     def prepared(self) -> bool:

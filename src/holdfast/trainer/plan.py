@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from holdfast.errors import ReplicaMismatchError
@@ -11,6 +12,7 @@ from holdfast.format.layout import Template, lay_out
 from holdfast.model.image import Piece
 from holdfast.trainer.capture import Capture, Captured
 from holdfast.trainer.compare import fingerprints, first_difference, first_unlike, leaf_digests, plain_digests
+from holdfast.trainer.devices import page_lock_for
 from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.shares import Shares, assign, unsplit
@@ -45,6 +47,13 @@ class StagePlan:
     def image_bytes(self) -> int:
         assert self._template is not None, "learn() or follow() come first"
         return self._template.layout.size_bytes
+
+    @property
+    def page_lock(self) -> Callable[[memoryview], Callable[[], None]] | None:
+        """How slots are page-locked for what was seen last; None where nothing is on a device that asks for it."""
+        captured = self._captured
+        assert captured is not None, "learn() or follow() come first"
+        return page_lock_for(chain(captured.tensors.values(), captured.own.values()))
 
     def learn(self, state: dict[str, Any], talk: Talk) -> None:
         """Lay out what the first save will stage: optimizer state as it will be after the first step.

@@ -27,6 +27,16 @@ class TrainerSlot:
     file: MappedFile
     page: SlotPage
     faulted: bool = False
+    unlock: Callable[[], None] | None = None
+    """Lets go of pages that were locked for a device."""
+
+    def let_go(self) -> None:
+        """Unmap it: the page locks first, a device must not keep what is no longer mapped."""
+        if self.unlock is not None:
+            self.unlock()
+            self.unlock = None
+        self.page.release()
+        self.file.close()
 
     def room(self, size_bytes: int) -> memoryview:
         return self.file.buffer[PAGE_BYTES : PAGE_BYTES + size_bytes]
@@ -69,6 +79,8 @@ class Slots:
         self._faulting: threading.Thread | None = None
         self._closing = threading.Event()
         self._fault_error: HoldfastError | None = None
+        self.page_lock: Callable[[memoryview], Callable[[], None]] | None = None
+        """How pages are locked for a device, once per slot and process; None: they are not."""
 
     # -- mapped and faulted -------------------------------------------------------------------------------------------
     def dealt(self, numbers: list[int], image_bytes: int) -> None:
@@ -90,13 +102,15 @@ class Slots:
                         return
                 else:
                     populate(slot.file.buffer)
+                    if self.page_lock is not None and slot.unlock is None:
+                        slot.unlock = self.page_lock(slot.file.buffer)
                     slot.faulted = True
         except HoldfastError as e:
             self._fault_error = e
 
     def _is_faulted(self, number: int) -> bool:
         slot = self._slots.get(number)
-        return slot is not None and slot.faulted
+        return slot is not None and slot.faulted and (self.page_lock is None or slot.unlock is not None)
 
     def faulted(self) -> bool:
         """Whether every dealt slot is mapped and faulted here."""
@@ -114,15 +128,15 @@ class Slots:
         """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so."""
         with self._mapping:
             for number in self._slots.keys() - set(self._mine):
-                slot = self._slots.pop(number)
-                slot.page.release()
-                slot.file.close()
+                self._slots.pop(number).let_go()
 
     def drop_stale(self) -> None:
         """Another agent: the one before may have freed the memory, and what we still map of it is nobody's."""
         with self._mapping:
             for number in [n for n, slot in self._slots.items() if slot.file.stale]:
-                del self._slots[number]
+                slot = self._slots.pop(number)
+                if slot.unlock is not None:
+                    slot.unlock()
 
     # -- taken --------------------------------------------------------------------------------------------------------
     def take(self, step: int, image_bytes: int, *, patience_s: float = 0.0) -> TrainerSlot | None:
@@ -225,5 +239,4 @@ class Slots:
         if self._faulting is not None:
             self._faulting.join(timeout=30.0)
         for slot in self._slots.values():
-            slot.page.release()
-            slot.file.close()
+            slot.let_go()

@@ -7,6 +7,7 @@ out of a dict, and None in a list.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -157,6 +158,8 @@ class Walk:
         try:
             if content is not x:
                 return self._value(path, content, own, kind)
+            if _LEAVES.issuperset(map(type, x.values() if type(x) in DICTS else x)):
+                return copy.copy(x)
             if type(x) in (list, tuple):
                 items = [self._value(f"{path}.{i}", item, own, kind) for i, item in enumerate(x)]
                 return type(x)(None if item is ELSEWHERE else item for item in items)

@@ -103,7 +103,10 @@ class _Writer:
             raise self.refuse(f"could not be encoded as {encoder.tag}: {e!r:.200}", "mend its encoder") from e
 
     def items(self, values: Iterable[Any], depth: int) -> list[Any]:
-        return [self._at("item", n, v, depth) for n, v in enumerate(values)]
+        items = list(values)
+        if _is_bare(items):
+            return items
+        return [self._at("item", n, v, depth) for n, v in enumerate(items)]
 
     def pairs(self, value: Mapping[Any, Any], depth: int) -> list[Any]:
         return [[self._at("key", k, k, depth), self._at("item", k, v, depth)] for k, v in value.items()]
@@ -145,6 +148,16 @@ _WRITERS: dict[type, Callable[[_Writer, Any, int], Any]] = {
     defaultdict: _Writer.factory,
     Opaque: lambda w, v, d: {f"!{v.tag}": w._at("content", v.tag, v.value, d)},
 }
+
+
+def _is_bare(items: list[Any]) -> bool:
+    """Whether all stand in JSON as they are. Seen in C, for lists are long: names of parameters, a shuffled epoch."""
+    kinds = set(map(type, items))
+    if kinds == {str}:
+        return all(map(str.isascii, items))
+    if kinds == {float}:
+        return all(map(math.isfinite, items))
+    return kinds == {int} and min(items) >= -SAFE_INT and max(items) <= SAFE_INT
 
 
 def _step(how: str, step: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -281,3 +282,68 @@ def _in_child(tell: Tell, ckpt: holdfast.Checkpointer, saved: holdfast.Save) -> 
     tell((os.getpid(), kinds))
     time.sleep(30)
     os._exit(0)
+
+
+def by_time(tell: Tell, url: str, *, every_s: float, step_s: float, lasts_s: float) -> dict[str, Any]:
+    """Saves that are due by time alone while it trains, without a barrier between the ranks' steps."""
+    tiers = (holdfast.TierConfig("memory:", every_s=every_s, keep_last=2), holdfast.TierConfig(url, every_s=every_s))
+    state: dict[str, Any] = {"x": torch.zeros(1000), "step": -1}
+    told: list[str] = []
+    saved = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with holdfast.Checkpointer(holdfast.Config(tiers=tiers)) as ckpt:
+            ckpt.load(state)
+            end = time.monotonic() + lasts_s
+            for step in itertools.count(1):
+                time.sleep(step_s)
+                state["x"].fill_(step)
+                if (handle := ckpt.save(step, state)) is not None:
+                    saved[step] = handle
+                over = torch.tensor([float(time.monotonic() > end)])
+                if step % 50 == 0:
+                    dist.all_reduce(over)
+                    if over.item():
+                        break
+            outcomes = {}
+            for step, handle in saved.items():
+                try:
+                    handle.wait("durable", timeout_s=30)
+                    outcomes[step] = "durable"
+                except HoldfastError as e:
+                    outcomes[step] = e.kind
+        told += [str(w.message) for w in caught]
+    return {"outcomes": outcomes, "stalls_s": max(h.stall_s for h in saved.values()), "warnings": told}
+
+
+def failing(tell: Tell, url: str, full: str, *, on_save_error: str | int) -> dict[str, Any]:
+    """A second tier without room: at which step what is raised, and what a rank that goes on hears."""
+    tiers = (
+        holdfast.TierConfig("memory:", keep_last=2),
+        holdfast.TierConfig(url),
+        holdfast.TierConfig(full, name="full", every_steps=5),
+    )
+    state: dict[str, Any] = {"x": torch.zeros(2_000_000), "step": -1}
+    config = holdfast.Config(tiers=tiers, on_save_error=on_save_error)
+    raised = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ckpt = holdfast.Checkpointer(config)
+        try:
+            ckpt.load(state)
+            for step in range(1, 2000):
+                time.sleep(0.02)
+                state["step"] = step
+                try:
+                    handle = ckpt.save(step, state)
+                    assert handle is not None
+                    if step % 5 == 0:
+                        handle.wait("posix", timeout_s=30)
+                except HoldfastError as e:
+                    raised.append((step, e.kind, e.tier, e.hint))
+                    if len(raised) == 2:
+                        break
+        finally:
+            with contextlib.suppress(HoldfastError):
+                ckpt.close()
+    return {"raised": raised, "step": step}

@@ -43,6 +43,8 @@ class Page:
     image: ImageId | None = None
     relies_on: tuple[ImageId, ...] = ()
     due: frozenset[str] = frozenset()
+    timed: frozenset[str] = frozenset()
+    """Those of `due` that are due by time alone."""
     committed: set[str] = field(default_factory=set)
     world_size: int = 0
     pins: int = 0

@@ -34,7 +34,14 @@ class World(Place):
         others = [n for n in range(1, self.image_count) if stale or self.newest.get((rank, n)) not in held]
         return [*others, 0]
 
-    def fill(self, rank: int, step: int, image: int = 0, due: frozenset[str] | None = None) -> tuple[str, int] | None:
+    def fill(
+        self,
+        rank: int,
+        step: int,
+        image: int = 0,
+        due: frozenset[str] | None = None,
+        timed: frozenset[str] = frozenset(),
+    ) -> tuple[str, int] | None:
         """free -> filling; None when there is no free slot."""
         free = self.free_slots(rank, image)
         if not free:
@@ -43,7 +50,8 @@ class World(Place):
         page.state, page.filler_alive = "filling", True
         page.generation += 1
         page.image = ImageId(self.attempt, step, rank, image)
-        page.due = due_tiers(step, self.rules) if due is None else due
+        by_number = due_tiers(step, self.rules) if due is None else due
+        page.due, page.timed = by_number | timed, timed - by_number
         page.world_size = self.world_size
         if self.sharing:
             self._rely(page, page.image)
@@ -66,19 +74,24 @@ class World(Place):
     def _image_event(self, kind: Callable[..., Any], key: tuple[str, int], **more: Any) -> Any:
         p = self.pages[key]
         assert p.image is not None
-        return kind(
-            key[1], p.generation, p.image, self.image_count, p.world_size, p.due, 8192, relies_on=p.relies_on, **more
-        )
+        more |= {"relies_on": p.relies_on, "timed": p.timed}
+        return kind(key[1], p.generation, p.image, self.image_count, p.world_size, p.due, 8192, **more)
 
     def save(
-        self, step: int, ranks: list[int] | None = None, due: frozenset[str] | None = None, *, changed: bool = False
+        self,
+        step: int,
+        ranks: list[int] | None = None,
+        due: frozenset[str] | None = None,
+        *,
+        changed: bool = False,
+        timed: frozenset[str] = frozenset(),
     ) -> bool:
         """Every rank saves the step at once; whether each found its slots."""
         found = True
         for rank in range(self.world_size) if ranks is None else ranks:
             self.tell_node(self.node_of[rank], events.RankAt(rank, CheckpointId(self.attempt, step)))
             for image in self.to_stage(rank, changed):
-                key = self.fill(rank, step, image, due)
+                key = self.fill(rank, step, image, due, timed)
                 found = found and key is not None
                 if key is not None:
                     self.stage(key)

@@ -64,6 +64,8 @@ class Admission:
         agent.closing.reset()
         agent.poller.forget()
         agent.stopping.reset()
+        agent.timed.reset()
+        agent.fatal = None
         agent.loading.forget()
         self._reconfigure(msgspec.convert(body.settings, Settings))
         self.undeal()

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,17 @@ from holdfast.agent.poller import Poller, adopted_event
 from holdfast.agent.repairing import Repairing
 from holdfast.agent.shelf import Shelf
 from holdfast.agent.status import save_status, save_status_by_tiers, step_infos
-from holdfast.agent.stopping import StopProposals
+from holdfast.agent.stopping import Proposals
+from holdfast.agent.timed import TimedSaves
 from holdfast.agent.view import AgentView
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError
 from holdfast.lifecycle import events
 from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
+from holdfast.lifecycle.steps import outcomes_of
 from holdfast.model.identity import CheckpointId
+from holdfast.policy.patience import Patience
 from holdfast.wire import messages
 from holdfast.wire.pages import PAGE_BYTES, MappedFile, RunPage, SlotState, process_start
 
@@ -68,6 +71,9 @@ class Agent:
         self._started = False
         self.trainers_here = False
         self._cores: frozenset[int] = frozenset()
+        self._patience = Patience()
+        self.fatal: events.Error | None = None
+        """Of a save, for which training is to end (`on_save_error`)."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -93,8 +99,9 @@ class Agent:
             listener=self,
         )
         self._opened.push_async_callback(self.executor.finish)
-        self.stopping = StopProposals(self.run_page)
-        self.poller = Poller(self.arena, self.launches, self.executor.tell_node)
+        self.stopping = Proposals(self.run_page)
+        self.timed = TimedSaves(self.run_page, time.monotonic)
+        self.poller = Poller(self.arena, self.launches, self._seen_on_pages)
         self.admission = Admission(self)
         self._opened.push_async_callback(self.admission.finish)
         self.ownership = Ownership(self, self.executor, self.arena, self.shelf, self.run_page)
@@ -141,10 +148,17 @@ class Agent:
             self.run_page.heartbeat += 1
             self.poller.poll(self.settings.tiers)
             self.looking.glance()
-            self.stopping.poll([t.page for t in self.launches.trainers.values()], complete=self.launches.complete)
+            pages = [t.page for t in self.launches.trainers.values()]
+            self.stopping.poll(pages, complete=self.launches.complete)
+            self.timed.poll(pages, self.settings.tiers, complete=self.launches.complete)
             if self.run_page.heartbeat % _WATCH_EVERY == 0:
                 self._watch_trainers()
             await asyncio.sleep(_POLL_S if self.trainers_here else _IDLE_POLL_S)
+
+    def _seen_on_pages(self, event: events.NodeEvent) -> None:
+        if isinstance(event, events.Staged):
+            self.timed.saved(event.due)
+        self.executor.tell_node(event)
 
     def _watch_trainers(self) -> None:
         here = self.launches.anyone_alive
@@ -223,8 +237,20 @@ class Agent:
         page.lagging_mask = page.lagging_mask | mask if lagging else page.lagging_mask & ~mask
 
     def step_changed(self, checkpoint: CheckpointId) -> None:
-        """Wake whoever waits for a handle."""
+        """Wake whoever waits for a handle; count what failed."""
         self.later(self._wake())
+        status = self.executor.run.status(checkpoint)
+        if status is not None and status.settled:
+            self._count(checkpoint, outcomes_of(status))
+
+    def _count(self, checkpoint: CheckpointId, outcomes: Mapping[str, events.Error | None]) -> None:
+        """Whether so much failed in a row that training is to end."""
+        self._patience.note(checkpoint, {place: error is not None for place, error in outcomes.items()})
+        errors = [e for e in outcomes.values() if e is not None]
+        if errors and self._patience.over(self.settings.saves_to_fail):
+            self._patience.begin_anew()
+            self.fatal = errors[-1]  # a tier's own, where memory and tiers failed
+            self.stopping.fail()
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -299,7 +325,7 @@ class Agent:
     def errors_since(self, number: int) -> messages.ErrorList:
         """Errors behind the training loop that came after `number`."""
         news = [dict(e) for n, _, e in self._errors if n > number]
-        return messages.ErrorList(self.run_page.errors, news)
+        return messages.ErrorList(self.run_page.errors, news, dict(self.fatal) if self.fatal else None)
 
 
 def _settled(status: messages.SaveStatus, target: str) -> bool:

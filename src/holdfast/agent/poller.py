@@ -132,6 +132,7 @@ def staged_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Staged:
         image_count=page.image_count,
         world_size=page.world_size,
         due=names_of_mask(page.due_mask, rules),
+        timed=names_of_mask(page.timed_mask, rules),
         size_bytes=page.image_bytes,
         relies_on=relied_on(page),
     )
@@ -154,6 +155,7 @@ def adopted_event(slot: Slot, rules: tuple[TierRule, ...]) -> events.Adopted:
         image_count=page.image_count,
         world_size=page.world_size,
         due=names_of_mask(page.due_mask, rules),
+        timed=names_of_mask(page.timed_mask, rules),
         size_bytes=page.image_bytes,
         committed=names_of_mask(page.committed_mask, rules),
         relies_on=relied_on(page),

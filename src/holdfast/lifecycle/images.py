@@ -34,10 +34,24 @@ class Images:
         record.held.setdefault(event.image, set()).add(event.node)
         self._was_committed(record, event.committed)
         self.make_due(record, event.due)
+        self._skip_unagreed(record, event)
         self._remind(record, event.node)
         self._p.advance(record)
         self._p.drop_if_missing(record)
         self._p.changed(record)
+
+    def _skip_unagreed(self, record: StepRecord, event: events.ImageStaged) -> None:
+        """A rank that read too late that a tier is due has no flush to it: the step is given up there for all.
+
+        An image that a load brought is due nowhere, and says nothing.
+        """
+        for tier in sorted(record.note_due(event.due, event.timed)) if event.due else ():
+            error = SkippedError(
+                "a rank read too late that this step is due here; a later one takes its place",
+                tier=tier,
+                step=record.id.step,
+            )
+            self._p.close_open(record.id, tier, TierState.SKIPPED, error.to_dict())
 
     def _announce(self, record: StepRecord, image: ImageId, count: int, relies_on: Iterable[ImageId]) -> None:
         """A rank's first image names the others of its step: older ones, or of this very step."""

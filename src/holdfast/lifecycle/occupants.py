@@ -64,6 +64,7 @@ class Occupants:
                 state,
                 {t: Flush.WAITING for t in event.due} | {t: Flush.COMMITTED for t in committed},
                 relies_on=event.relies_on,
+                timed=event.timed,
             )
         )
 
@@ -112,7 +113,9 @@ class Occupants:
     def announce(self, o: Occupant) -> None:
         """Tell the run machine that the image is here, whole or not yet."""
         committed = frozenset(t for t, f in o.flushes.items() if f is Flush.COMMITTED)
-        told = events.ImageStaged(self._node, o.image, o.image_count, o.world_size, o.due, committed, o.relies_on)
+        told = events.ImageStaged(
+            self._node, o.image, o.image_count, o.world_size, o.due, committed, o.relies_on, o.timed
+        )
         self._tell(told)
 
     def owner_gone(self, event: events.OwnerGone) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from holdfast.errors import HoldfastError, NotFoundError, StepDroppedError, StepLostError
+from holdfast.errors import HoldfastError, NotFoundError, SkippedError, StepDroppedError, StepLostError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.ledger import Ledger
 from holdfast.lifecycle.steps import Check, StepRecord, TierProgress, TierState
@@ -132,6 +132,9 @@ class Progress:
         missing = self.ledger.missing_rank(record, rank) if record.forming else None
         if missing is not None and self.ledger.stands(record.id):
             self._leave_to_tiers(record, missing)
+        elif missing is not None and record.only_timed:
+            why = f"rank {missing} read too late that this step is due by time; a later one takes its place"
+            self.lose(record, SkippedError(why, step=record.id.step), TierState.SKIPPED)
         elif missing is not None:
             self.drop(record, f"rank {missing} has no image of it")
         for tier in record.open_tiers:

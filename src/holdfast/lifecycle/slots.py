@@ -54,6 +54,8 @@ class Occupant:
     """Older images that complete the rank's part of the step; they are flushed before this one."""
     stands: set[str] = field(default_factory=set)
     """Tiers that surely have the image. What a page says does not count: a prune may have come since."""
+    timed: frozenset[str] = frozenset()
+    """Those of `due` that are due by time alone."""
     checkpoint: CheckpointId = field(init=False)
     """Of the image; kept because every decision asks for it."""
 

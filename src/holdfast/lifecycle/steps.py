@@ -74,9 +74,27 @@ class StepRecord:
     was_whole: bool = False
     told_whole: bool = False
     """The nodes believe that it is whole."""
+    due: frozenset[str] = frozenset()
+    """Where any rank staged it for."""
+    due_to_all: frozenset[str] | None = None
+    """Where every rank that staged it did so for; None: nobody has."""
+    timed: frozenset[str] = frozenset()
+    """Where it is due by time alone."""
     in_doubt: bool = False
     """A node that had images of it says anew what it holds."""
     size_bytes: int = 0
+
+    @property
+    def only_timed(self) -> bool:
+        """Nothing but time made it due: nobody misses it, as a later step takes its place."""
+        return bool(self.due) and self.due <= self.timed
+
+    def note_due(self, due: frozenset[str], timed: frozenset[str]) -> set[str]:
+        """A rank staged it for these tiers; the timed ones that not every rank was told of in time."""
+        self.due |= due
+        self.timed |= timed
+        self.due_to_all = due if self.due_to_all is None else self.due_to_all & due
+        return set(self.timed - self.due_to_all)
 
     def announce(self, image: ImageId, image_count: int) -> None:
         """Note that a rank staged an image."""
@@ -169,6 +187,25 @@ class StepStatus:
     def settled(self) -> bool:
         """Nothing is under way any more."""
         return self.memory != "staged" and not any(t.state in ("waiting", "flushing") for t in self.tiers.values())
+
+
+_NO_FAILURE = {"skipped", "not-found", "superseded", "not-due"}
+"""Kinds of errors that are no failure of a save: given up for a newer step, pruned, the run is another's, no tier."""
+
+
+def outcomes_of(status: StepStatus) -> dict[str, Error | None]:
+    """What came of a settled save in memory and on each tier where it was due: None where it is, or was, well.
+
+    Where it was given up for a newer step, or pruned, it says nothing.
+    """
+    found: dict[str, Error | None] = {}
+    places = [("memory", status.memory, status.error), *((n, t.state, t.error) for n, t in status.tiers.items())]
+    for place, state, error in places:
+        if state not in ("failed", "dropped", "skipped"):
+            found[place] = None
+        elif error is not None and error.get("kind") not in _NO_FAILURE:
+            found[place] = error
+    return found
 
 
 _SHOWN = {TierState.COMMITTING: "flushing"}

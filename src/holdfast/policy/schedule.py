@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from holdfast.errors import ConfigError
 from holdfast.model.place import Scope, TierRule
@@ -12,9 +12,23 @@ MAX_TIERS = 64
 """A due mask is one 64-bit word of a slot page."""
 
 
-def due_tiers(step: int, rules: Sequence[TierRule], *, force: bool = False) -> frozenset[str]:
-    """Names of the tiers that get this step by its number: a multiple of `every_steps`; with `force` all of them."""
-    return frozenset(r.name for r in rules if force or (r.every_steps is not None and step % r.every_steps == 0))
+def due_tiers(step: int, rules: Sequence[TierRule], *, force: bool = False, first: bool = False) -> frozenset[str]:
+    """Names of the tiers that get this step by its number: a multiple of `every_steps`; with `force` all of them.
+
+    Args:
+        first: nothing was saved yet since the start, or since a load: tiers that are due by time begin now.
+    """
+    return frozenset(r.name for r in rules if force or (first and r.every_s is not None) or _falls_on(step, r))
+
+
+def _falls_on(step: int, rule: TierRule) -> bool:
+    return rule.every_steps is not None and step % rule.every_steps == 0
+
+
+def overdue_tiers(rules: Sequence[TierRule], since_s: Mapping[str, float], now_s: float) -> frozenset[str]:
+    """Names of the tiers whose `every_s` have passed since they got their last step; `since_s` are those moments."""
+    timed = (r for r in rules if r.every_s is not None and r.name in since_s)
+    return frozenset(r.name for r in timed if now_s - since_s[r.name] >= (r.every_s or 0.0))
 
 
 def check_rules(rules: Sequence[TierRule]) -> None:

@@ -17,7 +17,7 @@ from holdfast.errors import (
     UsageError,
     from_dict,
 )
-from holdfast.policy.schedule import due_tiers
+from holdfast.policy.schedule import due_tiers, names_of_mask
 from holdfast.trainer.differences import warn_of
 from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
@@ -25,8 +25,9 @@ from holdfast.trainer.noted import note
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
-from holdfast.trainer.saves import Saves
+from holdfast.trainer.saves import Saves, Wanted
 from holdfast.trainer.stopping import Stopping
+from holdfast.trainer.timed import TimedSaves
 from holdfast.wire import messages
 from holdfast.wire.pages import LetGo
 
@@ -75,6 +76,7 @@ class Checkpointer:
         for doubt in doubts if self._ranks.rank == 0 else ():
             warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         self._stopping = Stopping(self._session)
+        self._timed = TimedSaves(self._session)
         self._plan = StagePlan(settings.run, self._ranks)
         self._saves = Saves(self._session, self._ranks, self._plan)
         self.last_load: Loaded | None = None
@@ -140,7 +142,8 @@ class Checkpointer:
 
         Returns: a handle, or None when no tier is due.
         Raises: StepExistsError; ClosedError; UnsupportedValueError with the value's path; CapacityError;
-            SupersededError when a later attempt owns the run.
+            SupersededError when a later attempt owns the run; with `on_save_error`, what went wrong with an earlier
+            save, on all ranks at the same step.
         """
         self._check_open()
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
@@ -148,19 +151,22 @@ class Checkpointer:
         began = time.perf_counter()
         notes = note(metrics)
         self._session.ensure()
-        due = due_tiers(step, self._settings.tiers, force=force)
+        rules = self._settings.tiers
+        due = due_tiers(step, rules, force=force, first=self._saves.first)
         if due:
             self._saves.check_order(step)
         self._session.page.current_step = step
+        timed = names_of_mask(self._timed.due(step), rules) - due
         if self._stopping.observe(step):
-            due = due_tiers(step, self._settings.tiers, force=True)
+            due = due_tiers(step, rules, force=True)
         self._saves.report_background_errors()
-        if not due or step <= self._saves.last_step:
+        if not (due or timed) or step <= self._saves.last_step:
             return None
         # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
         # ranks wait for this one.
         patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
-        return self._saves.make(step, state, due, began=began, patience_s=patience_s, notes=notes)
+        wanted = Wanted(step, due | timed, timed - due, notes)
+        return self._saves.make(state, wanted, began=began, patience_s=patience_s)
 
     def steps(self) -> list[messages.StepInfo]:
         """Every step of the run that exists anywhere, oldest first."""

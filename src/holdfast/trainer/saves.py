@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import HoldfastError, StepDroppedError, StepExistsError, SupersededError, from_dict
@@ -14,6 +15,16 @@ from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
 from holdfast.trainer.session import Session
 from holdfast.wire import messages
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A step to be saved, the tiers it is due on, those of them by time alone, and rank 0's notes."""
+
+    step: int
+    due: frozenset[str]
+    timed: frozenset[str]
+    notes: bytes
 
 
 class Saves:
@@ -45,14 +56,16 @@ class Saves:
         if step <= self.last_step:
             raise _order_error(step, self.last_step, self._attempt)
 
-    def make(
-        self, step: int, state: dict[str, Any], due: frozenset[str], *, began: float, patience_s: float, notes: bytes
-    ) -> Save:
+    @property
+    def first(self) -> bool:
+        """Whether nothing was saved yet since the start, or since a load."""
+        return not self._attempt
+
+    def make(self, state: dict[str, Any], wanted: Wanted, *, began: float, patience_s: float) -> Save:
         """Save a step on the tiers that are due.
 
         Args:
             began: when the training loop began to wait, by `time.perf_counter`.
-            notes: what goes with the step, of which rank 0's is kept.
             patience_s: wait so long for a slot if none comes free in the usual time.
 
         Raises: see Checkpointer.save.
@@ -61,6 +74,7 @@ class Saves:
             self._plan.follow(state)
         else:
             self._claim(state)
+        step, due = wanted.step, wanted.due
         slot = self._session.slots.take(step, self._plan.image_bytes, patience_s=patience_s)
         page = self._session.page
         self.last_step = step
@@ -70,7 +84,8 @@ class Saves:
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             return self._handle(step, due, began, error)
         try:
-            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=notes)
+            slot.page.timed_mask = self._mask(wanted.timed)
+            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=wanted.notes)
         except BaseException:
             # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
             page.given_up_step = step

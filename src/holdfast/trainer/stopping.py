@@ -1,4 +1,5 @@
-"""Stop together: a signal to any rank, or a deadline, makes all ranks stop after the same saved step.
+"""Stop together: a signal to any rank, or a deadline, makes all ranks stop after the same saved step. Fail together:
+with `on_save_error`, what went wrong behind the loop is raised on all ranks at the same step.
 
 The protocol is in docs/design/0001: the agent proposes a step on the run page, every rank acknowledges or objects on
 its own page, and a settled proposal is a fact for all. No collective, no message.
@@ -13,11 +14,14 @@ import time
 from types import FrameType
 from typing import Any
 
+from holdfast.errors import HoldfastError, from_dict
 from holdfast.trainer.session import Session
-from holdfast.wire.pages import ProposalState, barrier
+from holdfast.wire import messages
+from holdfast.wire.pages import ProposalKind, ProposalState, barrier
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _POLL_S = 0.001
+_NO_NEWS = 2**62
 
 
 class Stopping:
@@ -65,19 +69,37 @@ class Stopping:
             previous(number, frame)
 
     def observe(self, step: int) -> bool:
-        """Called in `save(step)` after the step was published: whether training stops after this step."""
+        """Called in `save(step)` after the step was published: whether training stops after this step.
+
+        Raises: on all ranks at this step the error of a save for which training is to end.
+        """
         if self._signalled:
             # Again: a new agent's page does not know yet.
             self._session.page.stop_signal = self._signalled
         run = self._session.run_page
         nonce = run.proposal_nonce
-        if nonce and self._answer(step, nonce) and self._settled(step, nonce):
+        agreed = nonce and nonce != self._session.page.proposal_done
+        if agreed and self._answer(step, nonce) and self._settled(step, nonce):
+            if run.proposal_kind == ProposalKind.RAISE:
+                self._last = step
+                self._session.page.proposal_done = nonce
+                raise self._fatal()
             self._stop_step = step
         elif self._signalled and self._session.world_size == 1 and not self._session.attachment.alive:
             # Alone, nobody is to be asked.
             self._stop_step = step
         self._last = step
         return self._stop_step == step
+
+    def _fatal(self) -> HoldfastError:
+        """What went wrong. An agent that came since knows only that something did."""
+        told = self._session.ask("/errors", messages.ErrorList, query={"since": _NO_NEWS}).fatal
+        setting = self._session.settings.on_save_error
+        why = f"raised on all ranks: on_save_error is {setting!r}; the newest durable step is kept for the restart"
+        if told is None:
+            return HoldfastError("saves failed behind the training loop", hint=f"look into the agent's log; {why}")
+        hint = told.get("hint")
+        return from_dict({**told, "hint": f"{hint}; {why}" if hint else why})
 
     def _answer(self, step: int, nonce: int) -> bool:
         """Acknowledge the proposal, or object to one that came too late; whether it is about this very step."""

@@ -6,7 +6,7 @@ import msgspec
 
 from holdfast.model.identity import CheckpointId, ImageId
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Trainer and agent must agree; a trainer that finds another number asks for a fresh agent."""
 
 
@@ -195,10 +195,14 @@ class ClosedAnswer(msgspec.Struct, frozen=True):
 
 
 class ErrorList(msgspec.Struct, frozen=True):
-    """Background errors after number `since`; `last` is the number of the newest."""
+    """Background errors after number `since`; `last` is the number of the newest.
+
+    `fatal` is the error of a save for which training is to end, if there is one.
+    """
 
     last: int
     errors: list[dict[str, object]]
+    fatal: dict[str, object] | None = None
 
 
 class Ok(msgspec.Struct, frozen=True):

@@ -101,7 +101,8 @@ class SlotPage(Page):
     attempt = _Word(5)
     step = _Word(6, optional=True)
     due_mask = _Word(7)
-    force = _Word(8)
+    timed_mask = _Word(8)
+    """Tiers of the due mask that are due by time alone, as the agent said beforehand."""
     image_bytes = _Word(9)
     rank = _Word(10, optional=True)
     world_size = _Word(11)
@@ -152,11 +153,22 @@ class TrainerPage(Page):
     stall_ns = _Word(16)
     stall_last_ns = _Word(17)
     let_go = _Word(18)
+    proposal_done = _Word(19)
+    """The settled proposal that this rank has acted on."""
+    save_ack = _Word(20)
+    save_nack = _Word(21)
     waiting_image = _Word(28)
 
 
+class ProposalKind(IntEnum):
+    """What all ranks do after S: save it and stop, or raise what went wrong behind the loop."""
+
+    STOP = 0
+    RAISE = 1
+
+
 class ProposalState(IntEnum):
-    """Of "save at S, then stop": proposed until every rank acknowledged it, then settled; or withdrawn."""
+    """Of "at S all ranks ...": proposed until every rank acknowledged it, then settled; or withdrawn."""
 
     NONE = 0
     PROPOSED = 1
@@ -179,6 +191,12 @@ class RunPage(Page):
     errors = _Word(10)
     lagging_mask = _Word(11)
     dropped_steps = _Word(12)
+    proposal_kind = _Word(13)
+    save_nonce = _Word(14)
+    """Of "save at S" for tiers that are due by time: never waited for, see agent/timed.py."""
+    save_step = _Word(15, optional=True)
+    save_mask = _Word(16)
+    save_state = _Word(17)
 
 
 class MappedFile:

@@ -37,6 +37,7 @@ class ImageStaged:
     due: frozenset[str]
     committed: frozenset[str] = frozenset()
     relies_on: tuple[ImageId, ...] = ()
+    timed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ class Staged:
     due: frozenset[str]
     size_bytes: int
     relies_on: tuple[ImageId, ...] = ()
+    timed: frozenset[str] = frozenset()
+    """Those of `due` that are due by time alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Adopted:
     size_bytes: int
     committed: frozenset[str] = frozenset()
     relies_on: tuple[ImageId, ...] = ()
+    timed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,104 @@
+"""Cadence by time, and errors that end training: on all ranks at the same step, without a collective."""
+
+import itertools
+import time
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.integration import jobs, processes  # noqa: E402
+from tests.integration.place import due, until  # noqa: E402
+
+import holdfast  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def state_of(value):
+    return {"x": torch.full((100,), float(value)), "step": value}
+
+
+def test_a_tier_gets_a_step_whenever_its_time_is_over(place):
+    config = holdfast.Config(
+        tiers=(
+            holdfast.TierConfig("memory:", every_steps=100_000, keep_last=2),
+            holdfast.TierConfig(place.url, every_s="300 ms"),
+        )
+    )
+    with holdfast.Checkpointer(config) as ckpt:
+        ckpt.load(state_of(0))
+        saved, at = [], []
+        began = time.monotonic()
+        step = 0
+        while time.monotonic() - began < 3:
+            step += 1
+            time.sleep(0.005)
+            handle = ckpt.save(step, state_of(step))
+            if handle is not None:
+                assert handle.due == {"posix"}
+                saved.append(handle)
+                at.append(time.monotonic() - began)
+        assert saved[0].step == 1, "the first step begins the time"
+        assert 4 <= len(saved) <= 11
+        assert min(b - a for a, b in itertools.pairwise(at)) > 0.25
+        for handle in saved:
+            handle.wait("posix", timeout_s=30)
+    assert [s for _, s in place.committed()][: len(saved)] == [h.step for h in saved]
+
+
+def test_whichever_comes_first(place):
+    tiers = (holdfast.TierConfig("memory:", keep_last=2), holdfast.TierConfig(place.url, every_steps=10, every_s=3600))
+    with holdfast.Checkpointer(holdfast.Config(tiers=tiers)) as ckpt:
+        ckpt.load(state_of(0))
+        times = [due(ckpt.save(step, state_of(step))).due for step in range(1, 31)]
+        assert [n for n, tiers in enumerate(times, 1) if "posix" in tiers] == [1, 10, 20, 30]
+
+
+def test_ranks_save_the_same_steps_by_time_and_wait_for_nobody(place, forker):
+    job = processes.start(forker, 2, jobs.by_time, place.url, every_s=0.4, step_s=0.002, lasts_s=3)
+    told = job.values(within_s=90)
+    durable = [{s for s, kind in r["outcomes"].items() if kind == "durable"} for r in told]
+    assert all(d == durable[0] for d in durable)
+    assert len(durable[0]) >= 3, told
+    assert {kind for r in told for kind in r["outcomes"].values()} <= {"durable", "skipped"}
+    assert all(r["warnings"] == [] for r in told), "what a rank read too late is nobody's trouble"
+    kept = {s for _, s in place.committed()}
+    assert durable[0] <= kept
+    assert len(kept - durable[0]) <= 1, "and the newest, promoted at the end"
+
+
+@pytest.mark.parametrize("on_save_error", ["raise", 3])
+def test_a_save_that_fails_is_raised_on_all_ranks_at_the_same_step(place, forker, mounts, on_save_error):
+    full = mounts.tmpfs("1m")
+    job = processes.start(forker, 2, jobs.failing, place.url, str(full / "run"), on_save_error=on_save_error)
+    first, second = job.values(within_s=100)
+    assert first == second
+    assert len(first["raised"]) == 2, "who catches it and goes on hears of the next"
+    for _, kind, tier, hint in first["raised"]:
+        assert (kind, tier) == ("tier-full", "full")
+        assert f"on_save_error is '{on_save_error}'" in hint
+        assert "free space" in hint
+    assert first["raised"][0][0] > (5 if on_save_error == "raise" else 15)
+
+
+def test_in_one_process_a_failed_save_is_raised_at_the_next_step(place, mounts):
+    full = mounts.tmpfs("1m")
+    config = holdfast.Config(
+        tiers=(holdfast.TierConfig(place.url), holdfast.TierConfig(str(full / "run"), name="full")),
+        on_save_error="raise",
+    )
+    state = {"x": torch.zeros(1_000_000)}
+    ckpt = holdfast.Checkpointer(config)
+    ckpt.load(state)
+
+    def train():
+        for step in range(1, 1000):
+            ckpt.save(step, state)
+            time.sleep(0.05)
+
+    with pytest.warns(RuntimeWarning, match="full"), pytest.raises(holdfast.HoldfastError) as caught:
+        train()
+    assert caught.value.kind == "tier-full"
+    ckpt.close()
+    until(place.committed, "the other tier has its copy")

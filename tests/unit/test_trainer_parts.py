@@ -15,7 +15,7 @@ import holdfast
 from holdfast.errors import CorruptError, StructureError, UnsupportedValueError, UsageError
 from holdfast.trainer import encoders
 from holdfast.trainer.capture import Capture
-from holdfast.trainer.parts import parse
+from holdfast.trainer.forms import parse
 
 pytestmark = [
     pytest.mark.torch,
@@ -217,6 +217,59 @@ def test_parts_that_are_replaced_are_seen():
     assert capture.refresh(state).tensors["t.scale"] is t.scale
     t.signed = False
     assert capture.refresh(state).structure.digest != first.structure.digest
+
+
+def test_parts_made_at_every_look_do_not_have_all_laid_out_anew():
+    module = torch.nn.Linear(3, 3)
+    mask = torch.eye(3).to_sparse()
+    module.register_buffer("mask", mask)
+    state = {"m": module, "o": torch.optim.SGD(module.parameters(), momentum=0.9)}
+    capture = Capture()
+    first = capture.refresh(state)
+    blocks = capture._modules
+    second = capture.refresh(state)
+    assert second.structure is first.structure
+    assert list(capture._modules.values()) == list(blocks.values()), "the module was not read anew"
+    with torch.no_grad():
+        mask.copy_(torch.ones(3, 3).to_sparse())
+    grown = capture.refresh(state)
+    assert grown.structure.shared["m.mask.values"].shape == (9,)
+    assert torch.equal(fill({"t": {}}, images_of({"t": {"x": mask}}))["t"]["x"].to_dense(), torch.ones(3, 3))
+
+
+def test_a_plain_tensor_may_share_the_memory_of_a_part():
+    t = coded(0)
+    images = images_of({"a": t.codes, "t": t, "z": t.scale})
+    assert dict(images[0].header.layout.aliases) == {"a": "t.codes", "z": "t.scale"}
+    other = coded(1)
+    fill({"a": other.codes, "t": other, "z": other.scale}, images)
+    assert same(other, t)
+    with pytest.raises(UnsupportedValueError, match=r"'u\.codes' and 't\.codes' are parts of two different tensors"):
+        images_of({"t": t, "u": Codes(t.codes, t.scale, t.qmap, False)})
+
+
+def test_what_does_not_fit_is_left_alone_where_that_is_asked_for():
+    images = images_of({"t": coded(0), "x": torch.ones(1), "s": torch.eye(3).to_sparse()})
+    live = {"t": coded(1, shape=(2, 8)), "x": torch.zeros(1), "s": torch.eye(4).to_sparse()}
+    fill(live, images, strict=False)
+    assert live["x"].item() == 1
+    assert same(live["t"], coded(1, shape=(2, 8)))
+    assert same(live["s"], torch.eye(4).to_sparse())
+    uneven = Codes(torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(8), torch.zeros(256), True)
+    fill({"t": uneven, "x": torch.zeros(1)}, images, strict=False)
+    assert not uneven.codes.any(), "all of its parts or none"
+
+
+def test_each_rank_may_have_its_own():
+    def state(seed):
+        return {"own": holdfast.per_rank({"t": coded(seed), "s": sparse(seed, 0.2).to_sparse()})}
+
+    images = images_of(state(0), state(1))
+    for rank in (0, 1):
+        live = state(5)
+        fill(live, images, rank=rank, world_size=2)
+        assert same(live["own"].value["t"], coded(rank))
+        assert same(live["own"].value["s"], sparse(rank, 0.2).to_sparse())
 
 
 def test_a_sparse_tensor_may_grow():

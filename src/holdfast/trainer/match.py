@@ -18,11 +18,12 @@ from holdfast.format.plain import Opaque, TensorRef
 from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.encoders import by_tag
+from holdfast.trainer.forms import Form
 from holdfast.trainer.match_optimizer import match_optimizer
 from holdfast.trainer.match_part import match_part
 from holdfast.trainer.match_parts import match_parts, new_parts, same_parts
 from holdfast.trainer.modules import loads_itself, state_dict_of
-from holdfast.trainer.parts import Form, is_simple, parts_of
+from holdfast.trainer.parts import is_simple, parts_of
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.placing import MISSING, Build, adopt, give, put, refill, replace, set_mark
 from holdfast.trainer.saved import OWN_PATHS, Saved, SavedTensor

@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 
 from holdfast.format.plain import TensorRef
 from holdfast.trainer import dtensor, values
+from holdfast.trainer.forms import Form
 from holdfast.trainer.match_parts import new_parts
 from holdfast.trainer.optimizers import GROUPS, NOT_SETTINGS, STATE, Named
-from holdfast.trainer.parts import Form
 from holdfast.trainer.placing import Build
 from holdfast.trainer.saved import SavedTensor
 from holdfast.trainer.twin import Entries, forecast

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from holdfast.errors import CorruptError
-from holdfast.trainer.parts import Form, Parts, become, can_make, make
+from holdfast.trainer.forms import Form
+from holdfast.trainer.parts import Parts, become, can_make, make
 from holdfast.trainer.placing import Build, give
 
 if TYPE_CHECKING:

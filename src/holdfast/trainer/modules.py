@@ -19,7 +19,8 @@ from torch.nn import Module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from holdfast.errors import UnsupportedValueError
-from holdfast.trainer.parts import Parts, form_text, is_simple, parts_of
+from holdfast.trainer.forms import form_text
+from holdfast.trainer.parts import Parts, is_simple, parts_of
 from holdfast.trainer.structure import Kind
 
 Container = dict[Any, Any] | list[Any] | set[Any]
@@ -74,9 +75,25 @@ class Block:
                 yield name, tensor, kind
         yield from (composite[:3] for composite in self.composites)
 
-    def same_parts(self) -> bool:
-        """Whether tensors that are stored as several still have the same parts."""
-        return all(c.parts.same(parts_of(c.name, c.tensor)) for c in self.composites)
+    def follow_parts(self) -> bool:
+        """Take the parts of tensors that are stored as several as they are now: sparse ones make new ones when asked.
+
+        False: they are named otherwise now, or make their tensor in another way.
+        """
+        return all(self._follow(i, c) for i, c in enumerate(self.composites))
+
+    def _follow(self, place: int, before: Composite) -> bool:
+        now = parts_of(before.name, before.tensor)
+        if now is None or before.parts.same(now):
+            return now is not None
+        first = f"{before.name}.{next(now.form.leaves())}"
+        same_names = list(now.tensors) == list(before.parts.tensors)
+        if not same_names or form_text(before.name, before.tensor, now.form) != self.forms.get(first):
+            return False
+        at = self.names.index(first)  # parts stand together
+        self.tensors[at : at + len(now.tensors)] = now.tensors.values()
+        self.composites[place] = before._replace(parts=now)
+        return True
 
     def _put(self, name: str, tensor: torch.Tensor, kind: Kind) -> None:
         self.names.append(name)
@@ -133,7 +150,7 @@ class PlainModule(Block):
                 self.add(join(name, key), buffer, "buffer")
 
     def unchanged(self) -> bool:
-        return identical(map(type, self._modules), self._classes) and self._watch.unchanged() and self.same_parts()
+        return identical(map(type, self._modules), self._classes) and self._watch.unchanged() and self.follow_parts()
 
 
 def _containers(parts: Sequence[Module]) -> Iterable[Container]:

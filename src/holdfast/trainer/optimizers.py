@@ -117,7 +117,7 @@ class OptimizerBlock(Block):
 
     def unchanged(self) -> bool:
         """Plain entries change with each step, so with them the answer is no."""
-        return self.only_tensors and self._watch.unchanged() and self.same_parts()
+        return self.only_tensors and self._watch.unchanged() and self.follow_parts()
 
     def _check_strangers(self) -> None:
         state = self.named.optimizer.state

@@ -80,7 +80,10 @@ class Picture:
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """Further name -> first name of shared tensors that are one and the same memory, seen the same way."""
+        """Further name -> first name of shared tensors that are one and the same memory, seen the same way.
+
+        A name that carries a form comes before those that do not, or the form would be lost.
+        """
         counts = Counter(self.addresses)
         del counts[0]
         if len(counts) + self.addresses.count(0) == len(self.addresses):
@@ -88,7 +91,10 @@ class Picture:
         first: dict[object, str] = {}
         found: dict[str, str] = {}
         tensors = dtensor.locals_of(self.tensors)
+        rows: Iterable[tuple[str, torch.Tensor, torch.Size, int, bool]]
         rows = zip(self.names, tensors, self.shapes, self.addresses, self.own, strict=True)
+        if self.forms:
+            rows = sorted(rows, key=lambda row: row[0] not in self.forms)
         for name, tensor, shape, address, own in rows:
             if counts[address] > 1 and not own:
                 key = (address, tensor.dtype, shape, tensor.stride(), tensor.device, _lazy_bits(tensor))
@@ -100,6 +106,7 @@ class Picture:
         """Raises: UnsupportedValueError: two tensors with one name, or one that cannot be saved."""
         self._refuse_collisions()
         aliases = self.ties
+        self._refuse_half_ties(aliases)
         specs: tuple[dict[str, TensorSpec], dict[str, TensorSpec]] = ({}, {})
         cuts: dict[tuple[torch.Size, Boxes], int] = {}
         for name, kind, own, tensor in zip(self.names, self.kinds, self.own, self.tensors, strict=True):
@@ -139,6 +146,14 @@ class Picture:
             if name in now[is_own]:  # a tied one's further names are not
                 now[is_own][name] = dtensor.local_of(tensor)
         return now[False], now[True]
+
+    def _refuse_half_ties(self, aliases: Mapping[str, str]) -> None:
+        for name, first in aliases.items():
+            if name in self.forms and self.forms.get(first) != self.forms[name]:
+                raise UnsupportedValueError(
+                    f"{name!r} and {first!r} are parts of two different tensors and share their memory",
+                    hint="clone() one of the tensors",
+                )
 
     def _refuse_collisions(self) -> None:
         seen: set[str] = set()

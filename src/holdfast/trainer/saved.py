@@ -11,7 +11,7 @@ from holdfast.format.image import read_plain
 from holdfast.format.manifest.coverage import Work, first_hole
 from holdfast.model.image import Entry, ImageHeader, Piece
 from holdfast.trainer import values
-from holdfast.trainer.parts import Form, parse
+from holdfast.trainer.forms import Form, parse
 
 OWN_PATHS = "__holdfast__.per_rank"
 """Key of the tree under which the paths of `per_rank` marks stand."""
@@ -125,9 +125,10 @@ class Saved:
             for name, text in found.items():
                 form = parse(text)
                 first = f".{next(form.leaves())}"
-                if not name.endswith(first) or name == first:
+                if name.endswith(first) and name != first:
+                    forms[name.removesuffix(first)] = form
+                elif name in part:  # a plain tensor may share the memory of a part, and is an alias then
                     raise CorruptError(f"{name!r} is not named as the first part of its form")
-                forms[name.removesuffix(first)] = form
             self._forms[rank] = forms
         return self._forms[rank]
 

@@ -302,6 +302,24 @@ def test_a_step_that_is_pruned_meanwhile_is_passed_over(run, tier):
     assert gone.fired == 1
 
 
+def test_a_step_that_is_committed_while_the_tier_is_listed_is_whole(run, monkeypatch, caplog):
+    run.save(1, {"x": torch.ones(4)})
+    real, listed = PosixTier.list, []
+
+    def late(tier, prefix):
+        found = list(real(tier, prefix))
+        if prefix == names.IMAGES:
+            if not listed:
+                run.save(2, {"x": torch.zeros(4)})
+            listed.append(found)
+        return iter(found)
+
+    monkeypatch.setattr(PosixTier, "list", late)
+    assert holdfast.load(run.url, {"x": torch.ones(4)}) == 2
+    assert len(listed) >= 2
+    assert not caplog.text
+
+
 def test_a_tier_that_fails_says_nothing_of_a_step(run, tier):
     run.save(1, {"x": torch.ones(4)})
     tier.add(Fault("read_into", Raise(TierUnavailableError("away", tier="archive")), key=r"^images/"))

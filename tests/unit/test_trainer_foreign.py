@@ -218,6 +218,38 @@ def test_what_is_no_run_of_memory_is_filled_through_buffers_of_bounded_size(run,
     assert sum(n for _, _, n in tier.reads) <= run.image(1).stat().st_size
 
 
+def test_of_a_part_of_an_entry_only_its_blocks_are_read(run, tier):
+    rows = torch.arange(5.0 * MIB).reshape(-1, 1024)  # 20 MiB
+    run.save(1, {"w": rows})
+    with archive.open_archive(run.url) as looked:
+        got: list[torch.Tensor] = []
+
+        def use(opened):
+            (image,) = opened.images_for(lambda t: True, ())
+            (entry,) = image.header.layout.entries
+            before = len(tier.reads)
+            start = entry.start + 3000 * 4096
+            pour.pour([image], [], [pour.Detour(0, entry, start, start + 4096, got.append)])
+            return tier.reads[before:]
+
+        taken = looked.take(None, use)
+    assert taken is not None
+    assert [(offset, n) for _, offset, n in taken[1]] == [(8 * MIB, 4 * MIB)]
+    assert torch.equal(got[0][3000], rows[3000])
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_device_are_filled(run):
+    def state(value):
+        return {"model": torch.nn.Linear(2000, 1500, device="cuda"), "x": torch.full((7,), value, device="cuda")}
+
+    saved, live = state(3.0), state(0.0)
+    run.save(1, saved)
+    assert holdfast.load(run.url, live) == 1
+    assert torch.equal(live["model"].weight, saved["model"].weight)
+    assert live["x"].tolist() == [3.0] * 7
+
+
 def test_memory_is_bounded_whatever_the_image_is(run):
     """160 MiB are read through buffers of 64: the peak does not grow by the image."""
     a = torch.ones(40 * MIB)
@@ -304,7 +336,8 @@ def test_a_step_that_is_pruned_meanwhile_is_passed_over(run, tier):
 
 def test_a_step_that_is_committed_while_the_tier_is_listed_is_whole(run, monkeypatch, caplog):
     run.save(1, {"x": torch.ones(4)})
-    real, listed = PosixTier.list, []
+    real = PosixTier.list
+    listed: list[Any] = []
 
     def late(tier, prefix):
         found = list(real(tier, prefix))

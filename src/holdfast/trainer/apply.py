@@ -94,7 +94,9 @@ class LoadPlan:
             LoadError: torch refused to fill a tensor.
         """
         plain, odd = self._ways()
-        detours = [Detour(p.source, p.entry, partial(_arrive, destination, p)) for destination, p in odd]
+        detours = [
+            Detour(p.source, p.entry, p.start, p.stop, partial(_arrive, destination, p)) for destination, p in odd
+        ]
         try:
             pour(images, [segment for _, segment in plain], detours)
         except RuntimeError as e:

@@ -30,20 +30,27 @@ THREADS = 4
 
 @dataclass(eq=False)
 class Detour:
-    """An entry that cannot be copied straight to where it belongs."""
+    """Bytes [start, stop) of an entry that cannot be copied straight to where they belong."""
 
     source: int
     entry: Entry
+    start: int
+    stop: int
     arrived: Callable[[torch.Tensor], None]
-    """Takes the entry's tensor, once all of it is there."""
+    """Takes the entry's tensor, once these bytes of it are there; the others are undefined, and take no memory."""
 
     @cached_property
     def tensor(self) -> torch.Tensor:
         return torch.empty(self.entry.piece.lengths, dtype=dtype_of(self.entry.piece.dtype))
 
     @property
+    def n_bytes(self) -> int:
+        return self.stop - self.start if self.entry.piece.nbytes else 0
+
+    @property
     def segment(self) -> Segment:
-        return Segment(self.source, self.entry.start, self.entry.piece.nbytes, self.tensor.data_ptr())
+        to = self.tensor.data_ptr() + self.start - self.entry.start
+        return Segment(self.source, self.start, self.n_bytes, to)
 
     def finish(self) -> None:
         """Hand the tensor over and let go of it."""
@@ -84,13 +91,13 @@ def pour(
 
 def _batches(segments: Sequence[Segment], detours: Sequence[Detour]) -> Iterator[_Batch]:
     work: list[Segment | Detour] = [*(s for s in segments if s.n_bytes), *detours]
-    work.sort(key=lambda w: (w.source, w.start if isinstance(w, Segment) else w.entry.start))
+    work.sort(key=lambda w: (w.source, w.start))
     batch = _Batch()
     for item in work:
         if isinstance(item, Segment):
             batch.segments.append(item)
             continue
-        n_bytes = item.entry.piece.nbytes
+        n_bytes = item.n_bytes
         if batch.detours and batch.detour_bytes + n_bytes > _DETOUR_BYTES:
             yield batch
             batch = _Batch()

@@ -87,7 +87,7 @@ def _superseded_goes_on(patch: pytest.MonkeyPatch) -> None:
 
 def _never_lagging(patch: pytest.MonkeyPatch) -> None:
     """A save waits, and no tier is to blame."""
-    patch.setattr(room, "held_up_by", lambda state, rank: set())
+    patch.setattr(room, "held_up_by", lambda state, rank, image: set())
 
 
 def _lagging_keeps_its_slot(patch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ class Lifecycle(RuleBasedStateMachine):
         self.wanting: set[int] = set()
         self.changed: set[int] = set()
         """Ranks whose shared bytes changed since they staged them."""
+        self.timed: dict[int, dict[int, frozenset[str]]] = {}
+        """Per step the tiers it is due on by time, for each rank that reads so before it has passed the step."""
         self.pinned: list[tuple[str, int]] = []
         self.calm = 2
         self.all_rules = self.world.rules
@@ -97,13 +99,21 @@ class Lifecycle(RuleBasedStateMachine):
             return
         self._want_no_more(rank)
         self.changed.discard(rank)
-        keys = [world.fill(rank, self.at[rank], image) for image in images]
+        timed = self.timed.get(self.at[rank], {}).get(rank, frozenset()) & world.configured.keys()
+        keys = [world.fill(rank, self.at[rank], image, None, frozenset(timed)) for image in images]
         self.filling[rank] = [k for k in keys if k is not None]
 
     def _want_no_more(self, rank: int) -> None:
         if rank in self.wanting:
             self.wanting.discard(rank)
             self.world.tell_node(self.world.node_of[rank], events.SlotWantOver(rank))
+
+    @rule(data=st.data(), ahead=st.integers(1, 3))
+    def be_due_by_time(self, data: st.DataObject, ahead: int) -> None:
+        """Some tiers get a step that they would not get by its number; not every rank need hear of it in time."""
+        tiers = frozenset(data.draw(st.sets(st.sampled_from(sorted(self.world.configured)), min_size=1)))
+        in_time = data.draw(st.sets(st.sampled_from(sorted(self.at))))
+        self.timed[max(self.at.values()) + ahead] = dict.fromkeys(in_time, tiers)
 
     @rule(data=st.data())
     def shared_bytes_change(self, data: st.DataObject) -> None:

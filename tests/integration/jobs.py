@@ -300,6 +300,8 @@ def by_time(tell: Tell, url: str, *, every_s: float, step_s: float, lasts_s: flo
                 state["x"].fill_(step)
                 if (handle := ckpt.save(step, state)) is not None:
                     saved[step] = handle
+                if step == 50:
+                    tell(step)
                 over = torch.tensor([float(time.monotonic() > end)])
                 if step % 50 == 0:
                     dist.all_reduce(over)

@@ -142,3 +142,20 @@ def told(*arguments):
     with contextlib.redirect_stdout(out):
         assert main(list(arguments)) == 0
     return out.getvalue()
+
+
+def test_an_agent_that_has_to_end_takes_all_the_bandwidth_there_is(place):
+    tiers = (
+        holdfast.TierConfig("memory:", keep_last=2),
+        holdfast.TierConfig(place.url, max_bytes_per_s="512 KiB/s"),
+    )
+    with holdfast.Checkpointer(holdfast.Config(tiers=tiers)) as ckpt:
+        ckpt.load(filled(0, 40 * MB))
+        due(ckpt.save(1, filled(1, 40 * MB))).wait("memory", timeout_s=30)
+        until(lambda: len(processes.agents(place.arena_dir)) == 1, "one agent is left")
+        [agent] = processes.agents(place.arena_dir)
+        began = time.monotonic()
+        agent.terminate()
+        until(place.committed, "the newest step is durable within the grace", within_s=25)
+        # Two parts of 16 MiB are beyond the burst: more than 30 s at that pace.
+        assert time.monotonic() - began < 25

@@ -55,14 +55,23 @@ def test_whichever_comes_first(place):
         assert [n for n, tiers in enumerate(times, 1) if "posix" in tiers] == [1, 10, 20, 30]
 
 
-def test_ranks_save_the_same_steps_by_time_and_wait_for_nobody(place, forker):
-    job = processes.start(forker, 2, jobs.by_time, place.url, every_s=0.4, step_s=0.002, lasts_s=3)
+@pytest.mark.parametrize("killed", [False, True])
+def test_ranks_save_the_same_steps_by_time_and_wait_for_nobody(place, forker, killed):
+    job = processes.start(forker, 2, jobs.by_time, place.url, every_s=0.4, step_s=0.002, lasts_s=5 if killed else 3)
+    for rank in range(2):
+        job.hear(rank)
+    if killed:
+        time.sleep(1)
+        for agent in processes.agents(place.arena_dir):
+            agent.kill()
     told = job.values(within_s=90)
     durable = [{s for s, kind in r["outcomes"].items() if kind == "durable"} for r in told]
     assert all(d == durable[0] for d in durable)
     assert len(durable[0]) >= 3, told
-    assert {kind for r in told for kind in r["outcomes"].values()} <= {"durable", "skipped"}
-    assert all(r["warnings"] == [] for r in told), "what a rank read too late is nobody's trouble"
+    lost = {"step-lost", "step-dropped"} if killed else set()
+    assert {kind for r in told for kind in r["outcomes"].values()} <= {"durable", "skipped"} | lost
+    if not killed:
+        assert all(r["warnings"] == [] for r in told), "what a rank read too late is nobody's trouble"
     kept = {s for _, s in place.committed()}
     assert durable[0] <= kept
     assert len(kept - durable[0]) <= 1, "and the newest, promoted at the end"

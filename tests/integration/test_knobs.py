@@ -133,7 +133,22 @@ def test_metrics_that_are_none_are_refused_before_anything_is_saved(place):
                 ckpt.save(1, filled(1), metrics=bad)  # type: ignore[arg-type]
             assert caught.value.kind == "usage"
             assert caught.value.hint
-        due(ckpt.save(1, filled(1), metrics={"loss": 1})).wait("durable", timeout_s=30)
+        for step, loss in enumerate((0.5, 0.1, 0.4, 0.9), 1):
+            due(ckpt.save(step, filled(step), metrics={"loss": loss})).wait("durable", timeout_s=30)
+    until(lambda: not processes.agents(place.arena_dir), "memory is freed")
+    best = ("--keep-best", "1", "--metric", "loss", "--json")
+    for more, gone in (
+        ((), [1, 3]),
+        (("--greatest",), [1, 2, 3]),
+        (("--keep-for", "1 h"), []),
+        (("--keep-last", "2"), [1]),
+    ):
+        planned = json.loads(told("prune", place.url, *best, *more))
+        assert [d["step"] for d in planned["delete"]] == gone
+    assert main(["prune", place.url, "--keep-best", "1"]) == 2
+    assert main(["prune", place.url, "--keep-every", "1"]) == 2
+    told("prune", place.url, *best, "--yes")
+    assert place.committed() == [(1, 2), (1, 4)]
 
 
 def told(*arguments):

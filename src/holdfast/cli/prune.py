@@ -11,7 +11,7 @@ from holdfast.cli.pruning import Intent, delete, plan_intent
 from holdfast.cli.runs import Run, claimed_elsewhere, name_of, open_run
 from holdfast.errors import UsageError
 from holdfast.model.place import Keep
-from holdfast.units import format_bytes
+from holdfast.units import format_bytes, parse_seconds
 
 _DRY = "this was a dry run: nothing was deleted; add --yes to do it"
 
@@ -21,6 +21,12 @@ _DRY = "this was a dry run: nothing was deleted; add --yes to do it"
 @steps_option("Delete this step of the lineage; may be repeated.")
 @click.option("--keep-last", type=click.IntRange(min=1), metavar="K", help="Keep the newest K of the lineage.")
 @click.option("--keep-every", type=click.IntRange(min=1), metavar="M", help="Keep multiples of M, too.")
+@click.option(
+    "--keep-for", metavar="TIME", help='Keep what is younger, as "7 d"; counted from checkpoint to checkpoint.'
+)
+@click.option("--keep-best", type=click.IntRange(min=1), metavar="B", help="Keep the best B by --metric.")
+@click.option("--metric", metavar="NAME", help="The metric of save(metrics=...); the least is best, unless --greatest.")
+@click.option("--greatest", is_flag=True, help="The greatest of --metric is best.")
 @click.option("--everything", is_flag=True, help="Clear the run wholly, attempts and memory of this node included.")
 @yes_option("Delete now.")
 @json_option()
@@ -30,6 +36,10 @@ def prune(  # noqa: PLR0913  one parameter per option
     steps: tuple[int, ...],
     keep_last: int | None,
     keep_every: int | None,
+    keep_for: str | None,
+    keep_best: int | None,
+    metric: str | None,
+    greatest: bool,
     everything: bool,
     yes: bool,
     as_json: bool,
@@ -45,21 +55,38 @@ def prune(  # noqa: PLR0913  one parameter per option
     Examples:
       holdfast prune /data/run7 --step 100 --step 200
       holdfast prune /data/run7 --keep-last 5 --keep-every 1000
+      holdfast prune /data/run7 --keep-last 2 --keep-best 3 --metric val_loss
       holdfast prune file:///data/run7 --keep-last 5 --yes
       holdfast prune /data/run7 --everything
     """
-    if sum((bool(steps), keep_last is not None, everything)) != 1 or (keep_every is not None and keep_last is None):
-        raise UsageError(
-            "say what to delete in one way",
-            hint="--step N, or --keep-last K with or without --keep-every M, or --everything",
-        )
+    keep = Keep(
+        last=keep_last,
+        every_steps=keep_every,
+        for_s=None if keep_for is None else parse_seconds(keep_for),
+        best=keep_best,
+        metric=metric,
+        mode="max" if greatest else "min",
+    )
+    _check(keep, greatest, ways=sum((bool(steps), keep.limits, everything)))
     with open_run(url) as run:
         if everything:
             _clear(run, plan_clear(run), yes=yes, as_json=as_json)
         else:
             run.require_something()
-            intent = plan_intent(run, steps=steps, keep=Keep(last=keep_last, every_steps=keep_every), quiet=as_json)
+            intent = plan_intent(run, steps=steps, keep=keep, quiet=as_json)
             _prune(run, intent, yes=yes, as_json=as_json)
+
+
+def _check(keep: Keep, greatest: bool, *, ways: int) -> None:
+    """Raises: UsageError when it is not said what to delete, or in more than one way."""
+    if ways != 1 or (keep.every_steps is not None and not keep.limits):
+        raise UsageError(
+            "say what to delete in one way",
+            hint="--step N, or --everything, or what stays: --keep-last K, --keep-for TIME, --keep-best B, and "
+            "--keep-every M with one of them",
+        )
+    if (keep.best is None) != (keep.metric is None) or (greatest and keep.metric is None):
+        raise UsageError("the best are those by a metric", hint="say --keep-best B and --metric NAME")
 
 
 def _prune(run: Run, intent: Intent, *, yes: bool, as_json: bool) -> None:

@@ -157,7 +157,8 @@ class Agent:
 
     def _seen_on_pages(self, event: events.NodeEvent) -> None:
         if isinstance(event, events.Staged):
-            self.timed.saved(event.due)
+            # What it is due on by time alone counts once all ranks have passed it.
+            self.timed.saved(event.due - event.timed)
         self.executor.tell_node(event)
 
     def _watch_trainers(self) -> None:
@@ -240,17 +241,17 @@ class Agent:
         """Wake whoever waits for a handle; count what failed."""
         self.later(self._wake())
         status = self.executor.run.status(checkpoint)
-        if status is not None and status.settled:
+        if status is not None:
             self._count(checkpoint, outcomes_of(status))
 
     def _count(self, checkpoint: CheckpointId, outcomes: Mapping[str, events.Error | None]) -> None:
         """Whether so much failed in a row that training is to end."""
-        self._patience.note(checkpoint, {place: error is not None for place, error in outcomes.items()})
-        errors = [e for e in outcomes.values() if e is not None]
-        if errors and self._patience.over(self.settings.saves_to_fail):
-            self._patience.begin_anew()
-            self.fatal = errors[-1]  # a tier's own, where memory and tiers failed
-            self.stopping.fail()
+        for place, error in outcomes.items():
+            self._patience.note(checkpoint, place, failed=error is not None)
+            if error is not None and self._patience.over(place, self.settings.saves_to_fail):
+                self._patience.begin_anew()
+                self.fatal = error
+                self.stopping.fail()
 
     async def _wake(self) -> None:
         async with self._changed:

@@ -49,7 +49,7 @@ class TimedSaves:
         self._newest, self._pace, self._caution = -1, 0.0, 1
 
     def saved(self, due: Collection[str]) -> None:
-        """A rank staged a step for these tiers: their time counts from now."""
+        """These tiers got a step: their time counts from now."""
         for name in due:
             self._since_s[name] = self._clock()
 

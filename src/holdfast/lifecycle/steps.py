@@ -194,16 +194,16 @@ _NO_FAILURE = {"skipped", "not-found", "superseded", "not-due"}
 
 
 def outcomes_of(status: StepStatus) -> dict[str, Error | None]:
-    """What came of a settled save in memory and on each tier where it was due: None where it is, or was, well.
+    """What came of a save in memory and on each tier where it was due: None where it is, or was, well.
 
-    Where it was given up for a newer step, or pruned, it says nothing.
+    It says nothing of where it is still under way, was given up for a newer step, or pruned.
     """
     found: dict[str, Error | None] = {}
     places = [("memory", status.memory, status.error), *((n, t.state, t.error) for n, t in status.tiers.items())]
     for place, state, error in places:
-        if state not in ("failed", "dropped", "skipped"):
+        if state in ("whole", "gone", "committed"):
             found[place] = None
-        elif error is not None and error.get("kind") not in _NO_FAILURE:
+        elif state in ("failed", "dropped") and error is not None and error.get("kind") not in _NO_FAILURE:
             found[place] = error
     return found
 

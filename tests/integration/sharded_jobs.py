@@ -15,6 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import Linear, Module, Sequential
 
@@ -217,14 +218,21 @@ def interrupted(tell: Tell, url: str, build: Callable[[int], State], *, save_at:
             continue
         if "kept" in state:
             assert not isinstance(state["kept"].blocks[0].up.weight, DTensor), "gathered, and so to be put back"
-        save = ckpt.save(step, state)
+        with CommDebugMode() as sent:
+            save = ckpt.save(step, state)
         assert save is not None
+        assert (sent.get_total_counts() > 0) is (step == 0), "only the first save of an attempt asks other ranks"
         assert ckpt._plan._template is forecast
+        ckpt._ranks.talk = no_agreement  # type: ignore[method-assign]
         if step == save_at:
             save.wait("memory", timeout_s=40)
             saved = digest(state)
     tell((start, lost, saved, digest(state)))
     time.sleep(1000)
+
+
+def no_agreement() -> Any:
+    raise AssertionError("a save in steady state asks nobody")
 
 
 def resumed(tell: Tell, url: str, build: Callable[[int], State], *, steps: int, whole: str) -> Any:

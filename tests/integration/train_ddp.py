@@ -1,4 +1,7 @@
-"""A job as users write it, for torchrun: `train_ddp.py URL FOLDER`. In its first life rank 1 kills itself."""
+"""A job as users write it, for torchrun: `train_ddp.py URL FOLDER`. One model in DDP, one in FSDP2.
+
+In its first life rank 1 kills itself.
+"""
 
 import os
 import signal
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import holdfast
@@ -24,13 +28,18 @@ def tell(what: str) -> None:
 
 model = DistributedDataParallel(torch.nn.Linear(8, 8))
 optimizer = torch.optim.AdamW(model.parameters())
-state = {"model": model, "optim": optimizer, "step": -1}
+sharded = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.Linear(5, 8))
+fully_shard(sharded)
+sharded_optimizer = torch.optim.AdamW(sharded.parameters())
+state = {"model": model, "optim": optimizer, "sharded": sharded, "sharded_optim": sharded_optimizer, "step": -1}
 with holdfast.Checkpointer(url) as ckpt:
     start = ckpt.load(state)
     tell(f"began at {start}")
     for step in range(0 if start is None else start + 1, 10):
         model(torch.ones(4, 8)).sum().backward()
         optimizer.step()
+        sharded(torch.ones(4, 8)).sum().backward()
+        sharded_optimizer.step()
         state["step"] = step
         save = ckpt.save(step, state)
         if life == "0" and step == 5:

@@ -11,6 +11,7 @@ pytest.importorskip("torch.distributed.tensor")
 
 import torch.distributed as dist  # noqa: E402
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.torch
 def mesh() -> Iterator[DeviceMesh]:
     """Two by two ranks, of which this is the last: coordinate (1, 1)."""
     dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=4)
-    yield init_device_mesh("cpu", (2, 2))
+    yield init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
     dist.destroy_process_group()
 
 
@@ -88,6 +89,29 @@ def test_optimizer_state_is_foretold_as_the_first_step_makes_it(mesh):
             parameter.grad = torch.ones_like(parameter)
         state["optim"].step()
         assert foretold == Capture().refresh(state).structure, kind
+
+
+def test_gathered_parameters_are_put_back_sharded_or_refused(mesh):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    for part in model:
+        fully_shard(part, mesh=mesh, reshard_after_forward=False)
+    capture = Capture()
+    before = capture.refresh({"model": model})
+    model(torch.ones(1, 4))
+    assert not any(isinstance(p, DTensor) for p in model.parameters())
+    after = capture.refresh({"model": model})
+    assert after.structure is before.structure
+    assert {name: t.data_ptr() for name, t in after.tensors.items()} == {
+        name: t.data_ptr() for name, t in before.tensors.items()
+    }
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+
+    model(torch.ones(1, 4))
+    for part in model:
+        part._state_dict_pre_hooks.clear()  # as if another torch had put its hook elsewhere
+    with pytest.raises(UnsupportedValueError, match=r"'model\.0' are gathered") as caught:
+        capture.refresh({"model": model})
+    assert "reshard()" in caught.value.hint
 
 
 def test_a_tied_parameter_stands_once(mesh):

@@ -133,8 +133,7 @@ class PlainModule(Block):
         self.path = path
         self.module = module
         self.parts = list(named_modules(module, path))
-        for _, _, part in self.parts:
-            put_sharded_back(part)
+        _put_sharded_back(self.parts)
         for _, name, part in self.parts:
             self._read(name, part)
         self._modules = [part for _, _, part in self.parts]
@@ -186,14 +185,32 @@ def _is_wrapper(module: Module, key: str) -> bool:
     return key in _WRAPPED or (key == "module" and isinstance(module, (DataParallel, DistributedDataParallel)))
 
 
-def put_sharded_back(part: Module) -> None:
+def _put_sharded_back(parts: Sequence[tuple[str, str, Module]]) -> None:
     """Have FSDP2 register its sharded parameters if a forward pass left gathered ones there; their memory is freed.
 
     Only the sharded ones are trained; the next forward pass gathers them again.
+
+    Raises: UnsupportedValueError: they are gathered still.
     """
-    for hook in part._state_dict_pre_hooks.values():
-        if _module_of(hook).startswith(_FSDP2):
-            hook(part, "", True)
+    for _, _, part in parts:
+        for hook in part._state_dict_pre_hooks.values():
+            if _module_of(hook).startswith(_FSDP2):
+                hook(part, "", True)
+    # Afterwards: the hook may stand at a module below the one that was sharded.
+    gathered = next((name for _, name, part in parts if _is_gathered(part)), None)
+    if gathered is not None:
+        raise UnsupportedValueError(
+            f"the parameters of {gathered!r} are gathered, and FSDP2 does not give the sharded ones back",
+            hint="save and load between steps, or call reshard() on the module before",
+        )
+
+
+def _is_gathered(part: Module) -> bool:
+    if not hasattr(type(part), "_get_fsdp_state"):
+        return False
+    state = part._get_fsdp_state()  # type: ignore[operator]  # FSDP2 has no public way to ask
+    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+    return not all(getattr(group, "is_sharded", True) for group in groups)
 
 
 def is_plain(module: Module) -> bool:

@@ -44,6 +44,10 @@ class Mounts:
         """From now on nothing can be written there."""
         subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
 
+    def writable(self, path: Path) -> None:
+        """As it was."""
+        subprocess.run(["mount", "-o", "remount,rw", str(path)], check=True)
+
     def close(self) -> None:
         for path in reversed(self._made):
             # Lazily: an agent that is on its way out may still hold a file.

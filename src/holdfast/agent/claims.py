@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from holdfast.errors import HoldfastError, SupersededError
 from holdfast.model.identity import Lineage
-from holdfast.store.attempts import read_attempts
+from holdfast.store.attempts import Attempts, read_attempts
 from holdfast.tiers.contract import Tier
 
 
@@ -33,7 +33,9 @@ class Claims:
     Threads: the shelf's; each answer is one assignment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Tier, Sequence[Tier]], Attempts] | None = None) -> None:
+        """`read` lists the home, and other tiers beside it."""
+        self._list = read or _listed
         self.own = 0
         self._read: Standing | None = None
         self._went_by: Standing | None = None
@@ -44,7 +46,7 @@ class Claims:
         Raises: what listing the home raises; what listing another tier raises if the home has no claim, for then it may
             be that tier which has them.
         """
-        found = read_attempts([home], spare=others)
+        found = self._list(home, others)
         if not found.highest and found.unread:
             raise found.unread[0]
         self._read = Standing(found.lineage, found.highest)
@@ -78,7 +80,7 @@ class Claims:
         went_by = self._went_by
         if went_by is None or not went_by.doubt:
             return
-        highest = read_attempts([home]).highest
+        highest = self._list(home, ()).highest
         if highest > went_by.highest:
             raise SupersededError(
                 f"attempt {highest} was claimed while the claims on {home.name} could not be read; the load went by "
@@ -90,3 +92,7 @@ class Claims:
     def claimed(self, attempt: int) -> None:
         """An attempt is ours."""
         self.own, self._went_by = attempt, None
+
+
+def _listed(home: Tier, others: Sequence[Tier]) -> Attempts:
+    return read_attempts([home], spare=others)

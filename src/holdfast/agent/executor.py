@@ -244,7 +244,7 @@ class Executor:
     def _check_whole(self, action: actions.CheckWhole) -> None:
         first = self._first_image(action)
         self._offload(
-            self._shelf.pool,
+            self._shelf.checks,
             lambda: self._shelf.check_whole(action.checkpoint, action.images, first),
             lambda _: self.tell_run(events.WholeChecked(action.checkpoint)),
             lambda e: self.tell_run(events.WholeChecked(action.checkpoint, e.to_dict())),
@@ -258,7 +258,7 @@ class Executor:
 
     def _commit(self, action: actions.Commit) -> None:
         self._offload(
-            self._shelf.pool,
+            self._shelf.acts(action.tier),
             lambda: self._shelf.commit(action.tier, action.checkpoint, action.images),
             lambda notes: self.tell_run(events.CommitDone(action.tier, action.checkpoint, notes)),
             lambda e: self._commit_failed(action, e),
@@ -272,7 +272,7 @@ class Executor:
         self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any], frozenset[Any]], None]
     ) -> None:
         self._offload(
-            self._shelf.pool,
+            self._shelf.acts(action.tier),
             lambda: work(action.tier, action.checkpoints, action.spare),
             lambda _: self.tell_run(events.PruneDone(action.tier, action.checkpoints)),
             lambda e: self.tell_run(events.PruneFailed(action.tier, action.checkpoints, e.to_dict())),

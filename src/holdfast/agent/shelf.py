@@ -9,17 +9,18 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.history import FlushLog
 from holdfast.agent.late import LateTier
 from holdfast.config import Settings
-from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError
+from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError, TierUnavailableError
 from holdfast.format.image import read_notes, read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
@@ -30,7 +31,7 @@ from holdfast.model.notes import Notes
 from holdfast.model.place import TierRule
 from holdfast.store import attempts, commit, fetch, flush, prune, repair, rollforward, sweep
 from holdfast.store import catalog as catalogs
-from holdfast.tiers import PosixTier, open_tier
+from holdfast.tiers import PosixTier, open_tier, same_place
 from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry, RetryPolicy, Throttle
 from holdfast.wire.client import AgentClient
@@ -40,6 +41,10 @@ log = logging.getLogger("holdfast.agent")
 _STORE_THREADS = 4
 _FETCHES = 2
 _ASK_S = 5.0
+_LEAST_LOOK_S = 5.0
+_LOOKS_PER_LOAD = 6
+_LOOKS_PER_START = 6
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -70,7 +75,7 @@ class View:
 
 
 class Shelf:
-    """Invariants: a tier is opened once; uploads to one tier never take the threads of another.
+    """Invariants: a tier is opened once; no tier takes the threads of another, so that one that hangs holds up itself.
 
     Threads: any; each method blocks.
     """
@@ -80,16 +85,20 @@ class Shelf:
         self._arena = _arena_id(arena)
         self._name = f"{self._arena}.{uuid.uuid4().hex[:12]}"
         self.owner = 0
-        self.claims = Claims()
+        self.claims = Claims(self._claims_on)
         self.tiers: dict[str, Tier] = {}
         self._urls: dict[str, str] = {}
         self._left: list[Tier] = []
         self._disks: dict[str, PosixTier] = {}
+        self._known: dict[str, catalogs.KnownManifests] = {}
         self.repaired: Counter[str] = Counter()
         """Copies re-made, by tier, since the agent began."""
         self._limited: dict[str, Throttle] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
+        self._acts: dict[str, ThreadPoolExecutor] = {}
+        self._looks: dict[str, ThreadPoolExecutor] = {}
+        self.checks = ThreadPoolExecutor(1, thread_name_prefix="holdfast-check")
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
         self.fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="holdfast-fetch")
         self.faulting = ThreadPoolExecutor(1, thread_name_prefix="holdfast-fault")
@@ -163,10 +172,13 @@ class Shelf:
         if rule.name in self.tiers:
             self._left.append(self.tiers[rule.name])
         self.tiers[rule.name], self._urls[rule.name] = tier, rule.url
+        self._known[rule.name] = catalogs.KnownManifests()
         if rule.name not in self._parts:
             threads = tier.capabilities.concurrency
             self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
             self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
+            self._acts[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-act-{rule.name}")
+            self._looks[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-look-{rule.name}")
 
     @property
     def authority(self) -> Tier:
@@ -180,6 +192,25 @@ class Shelf:
     def uploads(self, tier: str) -> ThreadPoolExecutor:
         return self._uploads[tier]
 
+    def acts(self, tier: str) -> ThreadPoolExecutor:
+        """Where commits and deletions on a tier run."""
+        return self._acts[tier]
+
+    def _look(self, tier: str, call: Callable[[], T], limit_s: float | None = None) -> T:
+        """`call()`, which looks at a tier, within a part of what a load may take.
+
+        Raises: TierUnavailableError when it hangs; the thread is left to it.
+        """
+        limit_s = max(_LEAST_LOOK_S, limit_s or self._settings.load_timeout_s / _LOOKS_PER_LOAD)
+        future = self._looks[tier].submit(call)
+        try:
+            return future.result(limit_s)
+        except TimeoutError:
+            future.cancel()
+            raise TierUnavailableError(
+                f"did not answer within {limit_s:g} s", hint="the file system hangs; see dmesg", tier=tier
+            ) from None
+
     def _shelved(self) -> Iterator[tuple[str, Tier]]:
         return ((r.name, self.tiers[r.name]) for r in self._settings.tiers if not r.is_memory)
 
@@ -189,6 +220,10 @@ class Shelf:
         found = self.claims.read(self.authority, self._besides_home)
         return found.lineage, found.highest
 
+    def _claims_on(self, home: Tier, others: Sequence[Tier]) -> attempts.Attempts:
+        """Within the time a look may take. Raises: see `read_attempts`."""
+        return self._look(home.name, lambda: attempts.read_attempts([home], spare=others))
+
     @property
     def _besides_home(self) -> list[Tier]:
         return [t for _, t in self._shelved() if t is not self.authority]
@@ -197,9 +232,9 @@ class Shelf:
         """Claim the next attempt. Raises: see store.attempts.claim; SupersededError: see `Claims.check`."""
         others = self._besides_home
         self.claims.check(self.authority)
-        for tier in (*others, self.authority):
+        for name, _ in self._shelved():
             with contextlib.suppress(HoldfastError):
-                seen = max(seen, catalogs.read_catalog(tier).highest_attempt)
+                seen = max(seen, self._look(name, partial(self._catalog, name)).highest_attempt)
         claimed = attempts.claim(
             self.authority, others, run=self._settings.run, parent=parent, coordinator=coordinator, seen=seen
         )
@@ -219,7 +254,7 @@ class Shelf:
         boot, _, path = newest.coordinator.partition(":")
         if boot != own_coordinator.partition(":")[0] or not os.path.exists(path):
             return
-        attached = _attached_at(Path(path))
+        attached = _attached_at(Path(path), self._settings.home)
         if attached:
             raise RunBusyError(
                 f"attempt {newest.attempt} of this run is coordinated at {path}, where {attached}",
@@ -232,19 +267,24 @@ class Shelf:
 
         What cannot be loaded does not count: nothing is let go for its sake.
         """
-        found = catalogs.read_catalog(self.tiers[tier])
+        limit_s = self._settings.agent_start_timeout_s / _LOOKS_PER_START
+        found = self._look(tier, partial(self._catalog, tier), limit_s)
         return (
             frozenset(e.id for e in found if e.loadable),
             frozenset(e.id for e in found if e.tombstoned),
             found.notes,
         )
 
+    def _catalog(self, tier: str) -> catalogs.Catalog:
+        """What is on a tier; manifests that did not change are not read again."""
+        return catalogs.read_catalog(self.tiers[tier], known=self._known[tier])
+
     def view(self) -> View:
         """All tiers together: for loads and `ls`. A tier that cannot be read is a problem, not an error."""
         view = self._stand()
-        for name, tier in self._shelved():
+        for name, _ in self._shelved():
             try:
-                self._see(view, name, catalogs.read_catalog(tier))
+                self._see(view, name, self._look(name, partial(self._catalog, name)))
             except HoldfastError as e:
                 view.problems.append(f"{name}: {e.message}")
                 view.empty = False
@@ -310,30 +350,30 @@ class Shelf:
         """
         manifest = self._manifests.get(checkpoint)
         if manifest is None or set(manifest.images) != {i.record for i in images}:
-            return self._roll(tier, checkpoint).notes
+            return self._roll(tier, checkpoint)
         commit.publish_manifest(self.tiers[tier], self.authority, manifest, owner=self.owner)
         return manifest.notes
 
-    def _roll(self, tier: str, checkpoint: CheckpointId) -> Manifest:
+    def _roll(self, tier: str, checkpoint: CheckpointId) -> Notes | None:
         """Found by listing, or no longer in memory: everything is read and proven before the manifest is written."""
-        entry = catalogs.read_catalog(self.tiers[tier]).get(checkpoint)
+        entry = self._catalog(tier).get(checkpoint)
         if entry is None:
             raise NotFoundError(f"{checkpoint} is not there any more", tier=tier, step=checkpoint.step)
         if entry.problem is not None:
             raise entry.problem
         if entry.loadable and entry.manifest is not None:
-            return entry.manifest
+            return entry.manifest.notes
         rolled = rollforward.roll_forward(self.tiers[tier], self.authority, entry, owner=self.owner)
         if rolled.manifest is None:
             raise rolled.problem or NotFoundError(f"{checkpoint} is not there any more", tier=tier)
-        return rolled.manifest
+        return rolled.manifest.notes
 
     def roll_forward(self) -> list[tuple[str, CheckpointId]]:
         """Commit whole but uncommitted steps of the lineage on every tier; returns what was committed."""
         lineage, _ = self.lineage()
         done = []
         for name, tier in self._shelved():
-            for entry in rollforward.candidates(catalogs.read_catalog(tier), lineage):
+            for entry in rollforward.candidates(self._catalog(name), lineage):
                 rolled = rollforward.roll_forward(tier, self.authority, entry, owner=self.owner)
                 if rolled.manifest is not None:
                     done.append((name, entry.id))
@@ -341,10 +381,17 @@ class Shelf:
 
     def prune(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> None:
         """Delete checkpoints, in the crash-safe order of store.prune; deletions that have begun are finished."""
-        found = catalogs.read_catalog(self.tiers[tier])
+        found = self._catalog(tier)
         there = [c for c in sorted(checkpoints) if (e := found.get(c)) is not None and not e.tombstoned]
         plan = prune.plan_delete(found, self.lineage()[0], there)
-        prune.execute_prune(self.tiers[tier], plan, authority=self.authority, owner=self.owner, spare=spare)
+        prune.execute_prune(
+            self.tiers[tier],
+            plan,
+            authority=self.authority,
+            owner=self.owner,
+            spare=spare,
+            known=self._known[tier],
+        )
 
     def record(self, checkpoint: CheckpointId, image: ImageId) -> ImageRecord | None:
         """What an image has to be, by the first manifest of the checkpoint that can be read."""
@@ -367,7 +414,7 @@ class Shelf:
 
     def repair_manifest(self, tier: str, checkpoint: CheckpointId) -> str:
         """Re-make a manifest from another tier's, or from the images; which. Raises: see store.repair."""
-        entry = catalogs.read_catalog(self.tiers[tier]).get(checkpoint)
+        entry = self._catalog(tier).get(checkpoint)
         if entry is None:
             raise NotFoundError(f"{checkpoint} is not there any more", tier=tier, step=checkpoint.step)
         return repair.repair_manifest(self.tiers[tier], entry, self._others(tier))
@@ -377,7 +424,7 @@ class Shelf:
 
     def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> None:
         """Remove images of steps that will never be committed on the tier."""
-        found = catalogs.read_catalog(self.tiers[tier])
+        found = self._catalog(tier)
         named = found.named().union(spare)
         images: list[ImageId] = []
         for checkpoint in sorted(checkpoints):
@@ -398,13 +445,14 @@ class Shelf:
 
     def tidy(self, in_flight: Collection[CheckpointId]) -> None:
         """Remove images of old steps that no manifest and no flight of any node names."""
-        for _, tier in self._shelved():
-            plan = sweep.plan_sweep(catalogs.read_catalog(tier), in_flight=in_flight)
+        for name, tier in self._shelved():
+            plan = sweep.plan_sweep(self._catalog(name), in_flight=in_flight)
             sweep.execute_sweep(tier, plan, authority=self.authority, owner=self.owner)
 
     def close(self) -> None:
         """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
-        for pool in (self.pool, self.fetches, self.faulting, *self._uploads.values(), *self._parts.values()):
+        per_tier = (*self._uploads.values(), *self._parts.values(), *self._acts.values(), *self._looks.values())
+        for pool in (self.pool, self.fetches, self.faulting, self.checks, *per_tier):
             pool.shutdown(wait=True, cancel_futures=True)
         for tier in (*self.tiers.values(), *self._left):
             tier.close()
@@ -416,13 +464,18 @@ def _arena_id(arena: Path) -> str:
     return hashlib.sha256(f"{boot}:{arena.stat().st_dev}:{arena}".encode()).hexdigest()[:12]
 
 
-def _attached_at(socket_path: Path) -> str:
-    """Who trains with the agent that answers there, in words; empty when nobody does, or no agent is there."""
+def _attached_at(socket_path: Path, home: str) -> str:
+    """Who trains with the agent that answers there, in words; empty when nobody does, or no agent is there.
+
+    One of another home leads a run that this one was copied from.
+    """
     try:
         status: dict[str, Any] = AgentClient(socket_path).get("/status", dict, timeout_s=_ASK_S)
     except AgentError:
         return ""
     except HoldfastError as e:
         return e.message  # it lives and does not say: perhaps somebody trains
+    if not same_place(status["home"], home):
+        return ""
     pids = [str(t["pid"]) for t in status.get("trainers", ()) if t["alive"]]
     return f"process {', '.join(pids)} trains" if pids else ""

@@ -8,6 +8,7 @@ from holdfast.cli.output import progress
 from holdfast.cli.runs import Run
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.model.identity import CheckpointId
+from holdfast.store.catalog import read_manifest
 from holdfast.store.verify import find_damage
 
 
@@ -34,7 +35,7 @@ def check_newest(run: Run, *, besides: frozenset[CheckpointId], quiet: bool) -> 
         if entry.manifest is None:
             continue
         with progress(f"checking {entry.id}", entry.size_bytes, quiet=quiet) as bar:
-            damage = find_damage(run.home, entry.manifest, progress=bar.advance)
+            damage = find_damage(run.home, read_manifest(run.home, entry.id), progress=bar.advance)
         if damage is None:
             return Checked(entry.id, tuple(damaged))
         damaged.append((entry.id, damage))

@@ -16,8 +16,8 @@ from holdfast.errors import HoldfastError, NotFoundError
 from holdfast.model.identity import Attempt, CheckpointId, Lineage
 from holdfast.model.manifest import Manifest
 from holdfast.store.attempts import Attempts, read_attempts
-from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
-from holdfast.tiers import open_tier
+from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog, read_manifest
+from holdfast.tiers import open_tier, same_place
 from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
 from holdfast.wire.messages import StepInfo
@@ -82,7 +82,12 @@ class Run:
         """The live agent on this node: where the URL leads, or else where the highest attempt was claimed."""
         found = live_agent(self.url)
         socket = coordinator_socket(self.owner) if found is None else None
-        return AgentClient(socket) if socket is not None and answers(socket.parent) else found
+        if socket is None or not answers(socket.parent):
+            return found
+        # What was copied names the coordinator of what it was copied from, which leads another run.
+        client = AgentClient(socket)
+        home = client.get("/status", dict[str, Any], timeout_s=_CALL_S)["home"]
+        return client if same_place(home, self.settings.home) else None
 
     @cached_property
     def owning_agent(self) -> AgentClient | None:
@@ -132,7 +137,7 @@ class Run:
             raise entry.problem
         if entry.manifest is None:
             raise NotFoundError(f"{entry.id} was deleted meanwhile", tier=self.home.name, step=entry.id.step)
-        return entry.manifest
+        return read_manifest(self.home, entry.id)
 
     def newest(self) -> CatalogEntry:
         """The newest committed checkpoint on the lineage, damaged or not. Raises: NotFoundError."""

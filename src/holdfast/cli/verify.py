@@ -14,7 +14,7 @@ from holdfast.cli.runs import Run, open_run
 from holdfast.config import normalise_url
 from holdfast.errors import CorruptError, HoldfastError, NotFoundError, UsageError
 from holdfast.model.identity import CheckpointId
-from holdfast.store.catalog import CatalogEntry, Wound
+from holdfast.store.catalog import CatalogEntry, Wound, read_manifest
 from holdfast.store.verify import DAMAGE, ImageVerdict, verify_checkpoint
 from holdfast.tiers.contract import Tier
 from holdfast.units import format_bytes
@@ -120,7 +120,7 @@ def _verify(run: Run, entry: CatalogEntry, bar: Bar, *, quiet: bool) -> Verified
     if entry.problem is not None and not quiet:
         bar.say(f"bad   manifest of {entry.id}: {entry.problem}", style="red")
     if entry.manifest is not None:
-        for verdict in verify_checkpoint(run.home, entry.manifest, progress=bar.advance):
+        for verdict in verify_checkpoint(run.home, read_manifest(run.home, entry.id), progress=bar.advance):
             result.images.append(verdict)
             if not quiet:
                 _say(bar, verdict)

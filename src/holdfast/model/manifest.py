@@ -34,6 +34,19 @@ class TensorRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestSummary:
+    """What a listing keeps of a manifest, for thousands of them: which images make up the checkpoint."""
+
+    id: CheckpointId
+    images: tuple[ImageRecord, ...]
+    notes: Notes | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(i.size_bytes for i in self.images)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A checkpoint. Contains nothing of a coordinator, its host or its clock: two coordinators write the same bytes."""
 

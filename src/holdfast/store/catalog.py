@@ -12,7 +12,7 @@ from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, Not
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
-from holdfast.model.manifest import Manifest
+from holdfast.model.manifest import Manifest, ManifestSummary
 from holdfast.model.notes import Notes
 from holdfast.store.quarantine import quarantined
 from holdfast.tiers.contract import Tier, read_all
@@ -36,7 +36,7 @@ class CatalogEntry:
     """
 
     id: CheckpointId
-    manifest: Manifest | None
+    manifest: ManifestSummary | None
     images: Mapping[ImageId, int]
     tombstoned: bool = False
     missing: tuple[ImageId, ...] = ()
@@ -111,11 +111,37 @@ class Catalog:
         return {record.id for e in keeping if e.manifest for record in e.manifest.images}
 
 
-def read_catalog(tier: Tier, *, calls_for: Callable[[ImageId], bool] = lambda image: True) -> Catalog:
+class KnownManifests:
+    """What was read of one tier's manifests before, so that a listing reads only those that are new or changed.
+
+    Threads: any; each listing leaves what it saw.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[CheckpointId, tuple[str, ManifestSummary]] = {}
+
+    def get(self, checkpoint: CheckpointId, version: str) -> ManifestSummary | None:
+        """What the manifest said, if it cannot have changed since."""
+        known = self._known.get(checkpoint)
+        return known[1] if known is not None and version and known[0] == version else None
+
+    def leave(self, seen: dict[CheckpointId, tuple[str, ManifestSummary]]) -> None:
+        """These and no others stand there now."""
+        self._known = seen
+
+
+def read_catalog(
+    tier: Tier,
+    *,
+    calls_for: Callable[[ImageId], bool] = lambda image: True,
+    known: KnownManifests | None = None,
+) -> Catalog:
     """List a tier and read its manifests.
 
     Args:
         calls_for: which of a manifest's images belong on this tier; on a node-scoped tier those of the node.
+        known: what earlier calls read. Bits that rot without a trace are found when a manifest is next read for its own
+            sake, as every load does.
 
     Raises: what listing raises. A manifest that cannot be read is the `problem` of its entry.
     """
@@ -125,12 +151,20 @@ def read_catalog(tier: Tier, *, calls_for: Callable[[ImageId], bool] = lambda im
         if image is not None:
             images.setdefault(image.checkpoint, {})[image] = info.size_bytes
     tombstones = {names.parse_tombstone_key(i.key) for i in tier.list(names.TOMBSTONES)} - {None}
-    manifests = {names.parse_manifest_key(i.key) for i in tier.list(names.MANIFESTS)} - {None}
+    manifests = {c: i.version for i in tier.list(names.MANIFESTS) if (c := names.parse_manifest_key(i.key)) is not None}
+    known = known or KnownManifests()
+    seen: dict[CheckpointId, tuple[str, ManifestSummary]] = {}
     bad = quarantined(tier)
     sizes = {image: size for step in images.values() for image, size in step.items()}
     entries = []
-    for checkpoint in sorted({*images, *(c for c in tombstones | manifests if c is not None)}):
-        manifest, problem = _read(tier, checkpoint) if checkpoint in manifests else (None, None)
+    for checkpoint in sorted({*images, *manifests, *(c for c in tombstones if c is not None)}):
+        manifest, problem = None, None
+        if checkpoint in manifests:
+            manifest = known.get(checkpoint, manifests[checkpoint])
+            if manifest is None:
+                manifest, problem = _read(tier, checkpoint)
+        if manifest is not None:
+            seen[checkpoint] = manifests[checkpoint], manifest
         called = [r for r in manifest.images if calls_for(r.id)] if manifest else []
         entry = CatalogEntry(
             id=checkpoint,
@@ -142,6 +176,7 @@ def read_catalog(tier: Tier, *, calls_for: Callable[[ImageId], bool] = lambda im
             problem=problem,
         )
         entries.append(entry)
+    known.leave(seen)
     return Catalog(tier.name, tuple(entries), bad)
 
 
@@ -170,9 +205,10 @@ def is_tombstoned(tier: Tier, checkpoint: CheckpointId) -> bool:
     return True
 
 
-def _read(tier: Tier, checkpoint: CheckpointId) -> tuple[Manifest | None, HoldfastError | None]:
+def _read(tier: Tier, checkpoint: CheckpointId) -> tuple[ManifestSummary | None, HoldfastError | None]:
     try:
-        return read_manifest(tier, checkpoint), None
+        manifest = read_manifest(tier, checkpoint)
+        return ManifestSummary(checkpoint, manifest.images, manifest.notes), None
     except NotFoundError:  # deleted since it was listed
         return None, None
     except HoldfastError as e:

@@ -23,7 +23,7 @@ from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.place import Keep
 from holdfast.policy.retention import Reason, Verdict, judge
 from holdfast.store.attempts import require_authority
-from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
+from holdfast.store.catalog import Catalog, CatalogEntry, KnownManifests, read_catalog
 from holdfast.store.quarantine import release
 from holdfast.tiers.contract import Tier
 
@@ -109,13 +109,14 @@ def plan_delete(catalog: Catalog, lineage: Lineage, checkpoints: Iterable[Checkp
     return _plan(catalog, dict.fromkeys(sorted(asked), Reason.ASKED), ())
 
 
-def execute_prune(
+def execute_prune(  # noqa: PLR0913  what, for whom, and what they know
     tier: Tier,
     plan: PrunePlan,
     *,
     authority: Tier,
     owner: int,
     spare: Collection[ImageId] = (),
+    known: KnownManifests | None = None,
     done: Callable[[Deletion], None] = lambda deletion: None,
 ) -> None:
     """Do what a plan says, oldest first, in the order this module's docstring gives.
@@ -130,7 +131,7 @@ def execute_prune(
     if not plan.deletions:
         return
     doomed = frozenset(d.id for d in plan.deletions)
-    named = read_catalog(tier).named(besides=doomed).union(spare)
+    named = read_catalog(tier, known=known).named(besides=doomed).union(spare)
     for deletion in plan.deletions:
         require_authority(authority, owner)
         _delete(tier, deletion, named)

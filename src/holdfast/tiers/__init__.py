@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from holdfast.errors import ConfigError
@@ -12,7 +13,7 @@ from holdfast.tiers.posix import PosixTier, path_of_url
 from holdfast.tiers.posix.mounts import mount_of
 from holdfast.tiers.posix.recycle import RECYCLE_FROM_BYTES
 
-__all__ = ["SUPPORTED_URLS", "PosixTier", "open_tier", "weakness_of"]
+__all__ = ["SUPPORTED_URLS", "PosixTier", "open_tier", "same_place", "weakness_of"]
 
 SUPPORTED_URLS = "use file:///path or a plain path (in a Config also memory:)"
 """The hint of every error about a URL that nothing here opens."""
@@ -56,6 +57,16 @@ def open_tier(
         create=create,
         recycle_from_bytes=recycle,
     )
+
+
+def same_place(url: str, other: str) -> bool:
+    """Whether two URLs lead to the same objects: a directory may be reached by several paths, a copy is another one."""
+    if url == other:
+        return True
+    try:
+        return os.path.samefile(path_of_url(url), path_of_url(other))
+    except (OSError, ConfigError):
+        return False
 
 
 def weakness_of(url: str) -> str:

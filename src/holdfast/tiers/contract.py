@@ -41,6 +41,8 @@ class ObjectInfo:
 
     key: str
     size_bytes: int
+    version: str = ""
+    """Another one whenever the bytes may be others; empty: the tier cannot tell."""
 
 
 class Upload(Protocol):

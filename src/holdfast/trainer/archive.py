@@ -22,7 +22,7 @@ from holdfast.errors import (
 from holdfast.model.identity import CheckpointId, Lineage
 from holdfast.model.manifest import Manifest
 from holdfast.store.attempts import read_attempts
-from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog
+from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog, read_manifest
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 from holdfast.tiers.wrappers import Retry
@@ -97,10 +97,14 @@ class Archive:
             on_lineage = lineage is None or entry.id in lineage
             if entry.id in failed or not on_lineage or step not in (None, entry.id.step):
                 continue
+            why = _why(entry)
             if entry.loadable and entry.manifest is not None:
-                return entry.manifest
+                try:
+                    return read_manifest(self._tier, entry.id)
+                except _DAMAGE as e:  # gone, or another, since it was listed
+                    why = e.message
             failed.add(entry.id)
-            self.notes.append(f"{entry.id}: {_why(entry)}")
+            self.notes.append(f"{entry.id}: {why}")
         return None
 
     def _nothing(self, catalog: Catalog, step: int | None) -> str:

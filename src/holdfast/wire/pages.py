@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import threading
@@ -303,4 +304,20 @@ def process_start(pid: int) -> int:
 
 def process_alive(pid: int, start: int) -> bool:
     """Whether exactly that process still exists (a zombie does not)."""
-    return pid != 0 and start != 0 and process_start(pid) == start
+    try:
+        return pid != 0 and start != 0 and process_start(pid) == start
+    except OSError as e:
+        if e.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return _answers_signals(pid)
+
+
+def _answers_signals(pid: int) -> bool:
+    """What can be told with no descriptor left: a process, or zombie, of that number exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

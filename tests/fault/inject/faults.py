@@ -8,6 +8,7 @@ again in the next process.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import importlib.abc
@@ -38,7 +39,11 @@ class Fault:
 
     `at` is `module:function` or `module:Class.method`. `when` is before, after, or amid: the function gets the first
     half of its lists before. `do` is kill (at call `nth` of a process, and once in all), or, from call `nth` on, sleep
-    (`arg` seconds), pause (until the file `arg` exists) or count.
+    (`arg` seconds), pause (until the file `arg` exists), count, fail (with the OSError of the name `arg`), half (only
+    the first half of its buffer is passed on), or later (its result is `arg` seconds more).
+
+    It happens only while the file `while_there` exists, and only where the first argument, a descriptor or a path,
+    leads below the directory `below`, if these are named.
     """
 
     process: str
@@ -48,6 +53,17 @@ class Fault:
     do: str = "kill"
     arg: str = ""
     rank: int = 0
+    while_there: str = ""
+    below: str = ""
+
+    def applies(self, args: tuple[Any, ...]) -> bool:
+        """Whether this call is one that may be hit."""
+        if self.while_there and not os.path.exists(self.while_there):
+            return False
+        if not self.below:
+            return True
+        path = os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else os.fspath(args[0])
+        return path.startswith(f"{self.below}/")
 
     def __str__(self) -> str:
         return f"{self.process} {self.do} {self.when} {self.at} #{self.nth}"
@@ -143,6 +159,9 @@ def _fire(fault: Fault, tally: _Tally) -> None:
     if fault.do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)  # delivery is not instant; nothing may run meanwhile
+    elif fault.do == "fail":
+        number = getattr(errno, fault.arg)
+        raise OSError(number, os.strerror(number))
     elif fault.do == "sleep":
         time.sleep(float(fault.arg))
     elif fault.do == "pause":
@@ -166,14 +185,18 @@ def _wrapped(function: Callable[..., Any], *, fault: Fault, tally: _Tally) -> Ca
 
     @functools.wraps(function)
     def at_once(*args: Any, **kwargs: Any) -> Any:
+        if not fault.applies(args):
+            return function(*args, **kwargs)
         if fault.when == "amid":
             function(*(a[: len(a) // 2] if isinstance(a, list) else a for a in args), **kwargs)
         if fault.when != "after":
             _fire(fault, tally)
+        if fault.do == "half":
+            args = tuple(a[: len(a) // 2 or 1] if isinstance(a, memoryview) else a for a in args)
         result = function(*args, **kwargs)
         if fault.when == "after":
             _fire(fault, tally)
-        return result
+        return result + float(fault.arg) if fault.do == "later" else result
 
     return at_once
 

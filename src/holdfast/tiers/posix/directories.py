@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 
 from holdfast.tiers.contract import TEMPORARY
 
@@ -96,8 +97,8 @@ def _is_directory(path: str) -> bool:
     raise NotADirectoryError(errno.ENOTDIR, "a file stands where a directory is needed", path)
 
 
-def walk(root: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """(key, bytes) of every object whose key begins with `prefix`, in key order.
+def walk(root: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+    """(key, bytes, version) of every object whose key begins with `prefix`, in key order.
 
     Raises: OSError when the root is not there.
     """
@@ -109,19 +110,20 @@ def walk(root: str, prefix: str) -> Iterator[tuple[str, int]]:
     yield from _walk(os.path.join(root, start) if start else root, f"{start}/" if start else "", prefix)
 
 
-def _walk(directory: str, base: str, prefix: str) -> Iterator[tuple[str, int]]:
-    for name, size in sorted(_entries(directory)):
+def _walk(directory: str, base: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+    for name, status in sorted(_entries(directory), key=itemgetter(0)):
         key = base + name
-        if size is None:
+        if status is None:
             if (key.startswith(prefix) or prefix.startswith(key)) and key != f"{TEMPORARY}/":
                 yield from _walk(os.path.join(directory, name[:-1]), key, prefix)
         elif key.startswith(prefix):
-            yield key, size
+            # A rename onto the name is another inode, a write another time.
+            yield key, status.st_size, f"{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-def _entries(directory: str) -> list[tuple[str, int | None]]:
-    """Names with sizes; a directory's name ends in a slash (so that sorting is key order) and has no size."""
-    found: list[tuple[str, int | None]] = []
+def _entries(directory: str) -> list[tuple[str, os.stat_result | None]]:
+    """Names with what is known of them; a directory's ends in a slash (so that sorting is key order), and has None."""
+    found: list[tuple[str, os.stat_result | None]] = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -131,7 +133,7 @@ def _entries(directory: str) -> list[tuple[str, int | None]]:
                     if entry.is_dir(follow_symlinks=False):
                         found.append((entry.name + "/", None))
                     elif entry.is_file(follow_symlinks=False):
-                        found.append((entry.name, entry.stat(follow_symlinks=False).st_size))
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return found

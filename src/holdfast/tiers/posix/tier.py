@@ -149,7 +149,7 @@ class PosixTier:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Walks directories; what vanishes meanwhile is left out, names that are not text are not ours."""
         with translated(self.name, prefix, self.root):
-            yield from (ObjectInfo(key, size) for key, size in walk(self.root, prefix))
+            yield from (ObjectInfo(*found) for found in walk(self.root, prefix))
 
     def delete(self, key: str) -> None:
         """Remove the file, or keep it for an upload under no name of its own; then directories that became empty.
@@ -179,7 +179,7 @@ class PosixTier:
     def settle(self, prefix: str) -> None:
         """Sync every directory that holds a listed object, and those above; files were synced before they had names."""
         with translated(self.name, prefix, self.root):
-            for directory in {os.path.dirname(key) for key, _ in walk(self.root, prefix)}:
+            for directory in {os.path.dirname(key) for key, *_ in walk(self.root, prefix)}:
                 with contextlib.suppress(FileNotFoundError):
                     self._directories.sync_upwards(os.path.join(self.root, directory).rstrip("/"))
 

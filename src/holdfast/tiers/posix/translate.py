@@ -32,6 +32,8 @@ _MEANINGS: tuple[tuple[set[int], type[HoldfastError], str], ...] = (
         TierPermissionError,
         "give this user read and write permission on {root} and everything in it",
     ),
+    ({errno.EFBIG}, TierError, "files may not be so long: raise the limit (ulimit -f), or use another file system"),
+    ({errno.ENXIO, errno.ENODEV}, TierError, "the device under {root} is gone; see dmesg"),
     ({errno.ENOENT, errno.ENOTDIR, errno.EISDIR}, NotFoundError, ""),
     ({errno.EMFILE, errno.ENFILE}, TierUnavailableError, "too many open files: raise the limit (ulimit -n)"),
     (

@@ -39,6 +39,7 @@ class PosixUpload:
         self._covered = Coverage(size_bytes)
         self._lock = threading.Lock()
         self._writers = 0
+        self._broken_by: HoldfastError | None = None
         self._state = _State.OPEN
         try:
             with self._translated():
@@ -112,6 +113,9 @@ class PosixUpload:
             with self._translated():
                 self._tier.fsync(self._file.fd)
             became = _State.SYNCED
+        except HoldfastError as e:
+            self._broken_by = e
+            raise
         finally:
             with self._lock:
                 if self._state is _State.SYNCING:
@@ -135,9 +139,9 @@ class PosixUpload:
 
     def _require(self, *states: _State) -> None:
         if self._state not in states:
-            raise TierError(
-                f"the upload is {self._state.value}", hint="begin a new upload", tier=self._tier.name, key=self._key
-            )
+            why = f": {self._broken_by.message}" if self._broken_by is not None else ""
+            hint = (self._broken_by and self._broken_by.hint) or "begin a new upload"
+            raise TierError(f"the upload is {self._state.value}{why}", hint=hint, tier=self._tier.name, key=self._key)
 
     def _close_if_left(self) -> None:
         if self._writers == 0 and self._state not in (_State.OPEN, _State.SYNCING):

@@ -1,7 +1,10 @@
 """How the command line starts, fails and explains itself."""
 
+import contextlib
 import importlib.util
 import json
+import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -135,7 +138,37 @@ def test_every_command_has_examples(name):
 
 @pytest.mark.parametrize("line", _examples())
 def test_every_example_parses(line):
-    _, name, *args = shlex.split(line, comments=True)
+    _, name, *args = shlex.split(line.partition(" | ")[0], comments=True)
     command = holdfast.get_command(click.Context(holdfast), name)
     assert command is not None
     command.make_context(name, args).close()
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_long_output_on_a_terminal_goes_through_the_pager(rows, tmp_path):
+    """In a terminal of 24 lines, with a pager that writes down what it was given."""
+    kept = tmp_path / "kept"
+    pager = tmp_path / "pager"
+    pager.write_text(f"#!/bin/sh\nexec cat > {kept}\n")
+    pager.chmod(0o755)
+    program = (
+        "from holdfast.cli.output import Column, Grid, paged, write, write_grid\n"
+        "grid = Grid([Column('N')])\n"
+        f"for n in range({rows}): grid.add(str(n))\n"
+        "with paged(): write('title', style='bold'); write_grid(grid)\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PAGER": str(pager), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # the other end closed
+            while part := os.read(ours, 65536):
+                said += part
+        assert process.wait(30) == 0
+    os.close(ours)
+    shown = kept.read_bytes() if rows > 24 else said
+    assert kept.exists() == (rows > 24)
+    assert b"title" in shown
+    assert f"{rows - 1}".encode() in shown

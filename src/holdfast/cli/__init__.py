@@ -12,7 +12,8 @@ from holdfast.errors import HoldfastError, UsageError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-_COMPLETE = "_HOLDFAST_COMPLETE"
+COMPLETE = "_HOLDFAST_COMPLETE"
+"""Set by the shell's script: what stands in COMP_WORDS is to be completed, not run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,10 +39,10 @@ def _run(args: list[str]) -> int:
     # Not click's own `main`: it would answer a broken pipe and an interrupt its way.
     from holdfast.cli.group import holdfast
 
-    if _COMPLETE in os.environ:
+    if COMPLETE in os.environ:
         from click.shell_completion import shell_complete
 
-        return shell_complete(holdfast, {}, "holdfast", _COMPLETE, os.environ[_COMPLETE])
+        return shell_complete(holdfast, {}, "holdfast", COMPLETE, os.environ[COMPLETE])
     try:
         with holdfast.make_context("holdfast", args) as context:
             holdfast.invoke(context)

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from holdfast.cli.completing import complete_step, complete_url
 from holdfast.config import Config, normalise_url
 
 _CONFIG = "holdfast.config of "
+_STEP = click.IntRange(min=0)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -39,12 +41,20 @@ def url_argument(*, required: bool = True) -> Decorator:
 
     A plain path becomes a file:// URL; an unknown scheme is a ConfigError.
     """
-    return click.argument("url", type=_url, required=required)
+    return click.argument("url", type=_url, required=required, shell_complete=complete_url)
 
 
 def urls_argument() -> Decorator:
     """One or two of what `url_argument` takes, as `urls`."""
-    return click.argument("urls", type=_url, nargs=-1, required=True, callback=_two_at_most, metavar="URL [URL]")
+    return click.argument(
+        "urls",
+        type=_url,
+        nargs=-1,
+        required=True,
+        callback=_two_at_most,
+        metavar="URL [URL]",
+        shell_complete=complete_url,
+    )
 
 
 def _two_at_most(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,12 +65,14 @@ def _two_at_most(context: click.Context, parameter: click.Parameter, urls: tuple
 
 def step_option(help_text: str) -> Decorator:
     """One step, on the lineage."""
-    return click.option("--step", type=click.IntRange(min=0), metavar="N", help=help_text)
+    return click.option("--step", type=_STEP, metavar="N", help=help_text, shell_complete=complete_step)
 
 
 def steps_option(help_text: str) -> Decorator:
     """Several steps, on the lineage: `--step 10 --step 20`."""
-    return click.option("--step", "steps", type=click.IntRange(min=0), metavar="N", multiple=True, help=help_text)
+    return click.option(
+        "--step", "steps", type=_STEP, metavar="N", multiple=True, help=help_text, shell_complete=complete_step
+    )
 
 
 def json_option() -> Decorator:

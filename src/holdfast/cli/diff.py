@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.arguments import json_option, urls_argument
+from holdfast.cli.arguments import json_option, steps_option, urls_argument
 from holdfast.cli.comparing import Report, compare
-from holdfast.cli.output import write_json
+from holdfast.cli.output import paged, write_json
 from holdfast.cli.runs import Run, open_run
 from holdfast.errors import NotFoundError, UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @urls_argument()
-@click.option("--step", "steps", type=click.IntRange(min=0), metavar="N", multiple=True, help="A step of its URL.")
+@steps_option("A step of its URL.")
 @click.option("--only", multiple=True, metavar="PREFIX", help="Only what has a name that begins so.")
 @click.option("--structure", is_flag=True, help="Names, shapes, dtypes, rank 0's plain values: no tensor is read.")
 @click.option("--all", "everything", is_flag=True, help="Also list tensors that did not change.")
@@ -59,7 +59,8 @@ def diff(
     if as_json:
         write_json(report.document())
     else:
-        report.write(everything)
+        with paged():
+            report.write(everything)
     if report.damage is not None:
         raise click.exceptions.Exit(report.damage.exit_code)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 
 import click
+from click.shell_completion import CompletionItem
 
 from holdfast import __version__
 
 COMMANDS = {
     "demo": "Show on this machine what Holdfast does, with a real training job.",
+    "status": "Show how the agents of this node stand.",
     "ls": "List the checkpoints of a run.",
     "show": "Show what a checkpoint contains.",
     "diff": "Compare two checkpoints of a run, or of two.",
@@ -17,6 +19,7 @@ COMMANDS = {
     "prune": "Delete checkpoints by plan.",
     "doctor": "Look at this machine, and at a run, for what would make saving fail or slow.",
     "agent": "Run, look at or stop the node agent of a run.",
+    "completion": "Print what makes the shell complete holdfast's commands.",
 }
 """Command name (module and attribute, too) -> the one line that `holdfast --help` shows without importing it."""
 
@@ -35,6 +38,11 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"holdfast.cli.{cmd_name}"), cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """From the table: a TAB imports no command."""
+        found = [CompletionItem(name, help=words) for name, words in COMMANDS.items() if name.startswith(incomplete)]
+        return found if not incomplete.startswith("-") else super().shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

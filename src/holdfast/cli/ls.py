@@ -10,7 +10,7 @@ import click
 
 from holdfast.cli.arguments import json_option, url_argument
 from holdfast.cli.noted import notes_document, told_metrics
-from holdfast.cli.output import Column, Grid, note, write, write_grid, write_json
+from holdfast.cli.output import Column, Grid, note, paged, write, write_grid, write_json
 from holdfast.cli.runs import MEMORY, Run, describe_lineage, name_of, open_run
 from holdfast.errors import HoldfastError
 from holdfast.model.identity import CheckpointId
@@ -57,7 +57,8 @@ def ls(url: str, everything: bool, as_json: bool) -> None:
         if as_json:
             write_json(_document(run, shown))
         else:
-            _print(run, shown, hidden=len(listed) - len(shown))
+            with paged():
+                _print(run, shown, hidden=len(listed) - len(shown))
 
 
 def collect(run: Run) -> list[Listed]:

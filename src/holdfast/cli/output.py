@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,22 @@ class Grid:
     def add(self, *cells: str, style: str = "") -> None:
         self.rows.append(cells)
         self.styles.append(style)
+
+    def used(self) -> list[int]:
+        """Columns with some text in them."""
+        return [i for i, _ in enumerate(self.columns) if any(row[i] for row in self.rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text, or several, with a rich style."""
+
+    text: str = ""
+    style: str = ""
+
+
+Part = Grid | Line
+"""Of what is shown together."""
 
 
 def write_json(value: object) -> None:
@@ -71,24 +88,71 @@ def note(text: str) -> None:
 
 def write_grid(grid: Grid) -> None:
     """A table on stdout. A column without a single text is left out."""
-    used = [i for i, _ in enumerate(grid.columns) if any(row[i] for row in grid.rows)]
+    used = grid.used()
     columns = [grid.columns[i] for i in used]
     rows = [tuple(row[i] for i in used) for row in grid.rows]
     if sys.stdout.isatty():
-        _draw(columns, rows, grid)
+        console().print(_table(columns, rows, grid))
     else:
         for line in _aligned(columns, [*([tuple(c.name for c in columns)] if grid.header else []), *rows]):
             click.echo(line)
+
+
+_page: list[Console] = []
+"""Where stdout goes while a `paged` text is made."""
 
 
 def console(*, stderr: bool = False) -> Console:
     """The terminal."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    return _page[-1] if _page and not stderr else Console(stderr=stderr)
 
 
-def _draw(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], grid: Grid) -> None:
+@contextlib.contextmanager
+def paged() -> Iterator[None]:
+    """What is written within goes through the user's pager (PAGER, else less) if it is longer than the terminal.
+
+    In a pipe nothing changes. What was written before an error is shown, too.
+    """
+    if not sys.stdout.isatty():
+        yield
+        return
+    page = console()
+    text = ""
+    _page.append(page)
+    try:
+        with page.capture() as captured:
+            yield
+    finally:
+        _page.pop()
+        text = captured.get()
+        if text.count("\n") < page.height:
+            click.echo(text, nl=False, color=True)
+        else:
+            click.echo_via_pager(text, color=True)
+
+
+def renderable(part: Part) -> RenderableType:
+    """What rich draws for it."""
+    from rich.text import Text
+
+    if isinstance(part, Line):
+        return Text(part.text, style=part.style)
+    used = part.used()
+    return _table([part.columns[i] for i in used], [tuple(row[i] for i in used) for row in part.rows], part)
+
+
+def write_parts(parts: Iterable[Part]) -> None:
+    """Lines and tables on stdout, in their order."""
+    for part in parts:
+        if isinstance(part, Grid):
+            write_grid(part)
+        else:
+            write(part.text, style=part.style)
+
+
+def _table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], grid: Grid) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -102,7 +166,7 @@ def _draw(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], grid: Grid
         )
     for row, style in zip(rows, grid.styles, strict=True):
         table.add_row(*(Text(cell) for cell in row), style=style or None)
-    console().print(table)
+    return table
 
 
 def _aligned(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -6,8 +6,9 @@ import click
 import msgspec
 
 from holdfast.cli.arguments import json_option, step_option, url_argument
+from holdfast.cli.completing import complete_tensor
 from holdfast.cli.noted import notes_document, told_notes
-from holdfast.cli.output import Column, Grid, counted, write, write_grid, write_json
+from holdfast.cli.output import Column, Grid, counted, paged, write, write_grid, write_json
 from holdfast.cli.plain import pretty, read_plain
 from holdfast.cli.runs import Run, describe_lineage, name_of, open_run
 from holdfast.cli.tensor import Looked, note_of, piece_documents, records_of, shape_text, write_pieces
@@ -17,11 +18,18 @@ from holdfast.model.image import ImageRecord
 from holdfast.model.manifest import Manifest, TensorRecord
 from holdfast.units import format_bytes
 
+_TENSOR = "Only this tensor: where it stands, and its numbers."
+
 
 @click.command()
 @url_argument()
 @step_option("The step, on the lineage. [default: the newest]")
-@click.option("--tensor", metavar="NAME", help="Only this tensor: where it stands, and its numbers.")
+@click.option(
+    "--tensor",
+    metavar="NAME",
+    shell_complete=complete_tensor,
+    help="Only this tensor: where it stands, and its numbers.",
+)
 @click.option("--plain", is_flag=True, help="Only the plain values: numbers, settings, states of generators.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Whose plain values. [default: 0]")
 @json_option()
@@ -42,7 +50,7 @@ def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int 
         raise UsageError("--tensor and --plain are two questions", hint="ask one at a time")
     if rank is not None and not plain:
         raise UsageError("--rank says whose plain values", hint="say --plain, too")
-    with open_run(url) as run:
+    with paged(), open_run(url) as run:
         manifest = run.manifest(step)
         if plain:
             _plain(run, manifest, rank or 0, as_json)

@@ -56,13 +56,24 @@ class AgentClient:
         """`POST path` with a JSON body, decoded as `answer`."""
         return self._call("POST", path, msgspec.json.encode(body), answer, timeout_s)
 
+    def read(self, path: str, *, timeout_s: float) -> bytes:
+        """`GET path`, as it is: the page for people, the metrics."""
+        status, data = self._exchange("GET", path, None, timeout_s)
+        if status >= 400:
+            _decode(status, data, dict, f"GET {path}")
+        return data
+
     def _call(self, method: str, path: str, body: bytes | None, answer: type[T], timeout_s: float) -> T:
         """Raises: whatever HoldfastError the agent answers; DeadlineError; AgentError when it is not there."""
+        status, data = self._exchange(method, path, body, timeout_s)
+        return _decode(status, data, answer, f"{method} {path}")
+
+    def _exchange(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
         connection = _UnixConnection(self.socket_path, timeout_s)
         try:
             connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
             response = connection.getresponse()
-            data = response.read()
+            return response.status, response.read()
         except TimeoutError as e:
             raise DeadlineError(
                 f"the agent did not answer {method} {path} within {timeout_s:g} s",
@@ -72,7 +83,6 @@ class AgentClient:
             raise AgentError(f"no agent answers at {self.socket_path}: {e}", hint=_START_AGENT) from e
         finally:
             connection.close()
-        return _decode(response.status, data, answer, f"{method} {path}")
 
 
 def _decode(status: int, data: bytes, answer: type[T], what: str) -> T:

@@ -92,25 +92,27 @@ def in_full(seen: Seen) -> Iterator[Part]:
         yield Line(f"{f'{problem.what}: ' if n else ''}{problem.todo}".removesuffix(": "), "yellow")
     yield Line()
     yield _tiers(status, history)
+    yield from _errors(status, history.now_s)
     if status.trainers:
         yield Line()
         yield _ranks(status, history)
     if status.slots:
         yield Line()
         yield _slots(status)
-    yield from _errors(status, history.now_s)
     process = f"process {status.pid}, attempt {status.attempt or 'not claimed'}, {status.arena_size} of memory"
     yield Line(f"\n{process} in {status.arena}", "dim")
 
 
 def _tiers(status: Status, history: History) -> Grid:
-    columns = Column("TIER"), Column("STANDS"), Column("NEWEST", True), Column("FLUSHES", fold=True)
-    grid = Grid([*columns, Column("RATE", True), Column("DUE", fold=True), Column("TIMES")])
+    columns = Column("TIER"), Column("STANDS"), Column("NEWEST", True), Column("FLUSHES"), Column("LAG", True)
+    grid = Grid([*columns, Column("RATE", True), Column("DUE EVERY", fold=True), Column("TIMES")])
     for tier in status.tiers:
         flushes = [f for f in history.flushes.get(tier.name, []) if not f.error]
         words, style = _standing(tier)
         rate = f"{format_bytes(rate_of(flushes[-_RECENT:]))}/s" if flushes else ""
-        cells = [tier.name, words, _number(tier.newest_committed), _flushes(tier), rate, tier.due]
+        lag = format_seconds(tier.oldest_s) if tier.running or tier.waiting else ""
+        due = tier.due.replace("every ", "")
+        cells = [tier.name, words, _number(tier.newest_committed), _flushes(tier), lag, rate, due]
         grid.add(*cells, sparks([f.seconds for f in flushes]), style=style)
     return grid
 
@@ -126,7 +128,8 @@ def _standing(tier: Tier) -> tuple[str, str]:
 def _flushes(tier: Tier) -> str:
     if not tier.running and not tier.waiting:
         return "none"
-    return f"{tier.running} under way, {tier.waiting} waiting, {format_seconds(tier.oldest_s)} old"
+    parts = (f"{n} {what}" for n, what in ((tier.running, "run"), (tier.waiting, "wait")) if n)
+    return ", ".join(parts)
 
 
 def rate_of(flushes: Sequence[Flush]) -> float:

@@ -58,6 +58,7 @@ def test_what_status_shows_of_a_living_run(place, run, capsys, tmp_path, monkeyp
         check_document(place, run)
         check_text(place, capsys)
         check_page(place, tmp_path, capsys, monkeypatch)
+        check_memory(place, capsys)
         check_live(place)
         check_silence(place, run, capsys)
 
@@ -97,6 +98,30 @@ def check_page(place, tmp_path, capsys, monkeypatch):
     assert "ssh -N -L" in capsys.readouterr().err
     assert main(["status", "--page", str(tmp_path / "nowhere/page.html")]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def check_memory(place, capsys):
+    """What is in this node's slots is shown and compared like what is on a tier."""
+
+    def call(*args):
+        code = main([args[0], place.url, "--tier", "memory", *map(str, args[1:]), "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    code, document = call("show")
+    assert (code, document["step"], document["images"][0]["rank"]) == (0, 3, 0)
+    on_disk = main(["show", place.url, "--json"]), json.loads(capsys.readouterr().out)
+    assert on_disk == (0, document)
+    code, document = call("show", "--tensor", "x")
+    assert (code, document["tensors"][0]["statistics"]["l2"]) == (0, 100.0)
+    code, document = call("diff")
+    assert [document[side]["step"] for side in ("first", "second")] == [2, 3]
+    assert [(t["name"], t["changed"]) for t in document["tensors"]] == [("x", 0)]
+    code, document = call("show", "--step", 1)
+    assert (code, document["message"]) == (31, f"step 1 is not committed on tier memory of {place.url}")
+    assert main(["show", place.url, "--tier", "nvme"]) == 31
+    assert "there are memory, posix" in capsys.readouterr().err
+    assert main(["show", place.url, "--tier", "posix"]) == 0
+    assert capsys.readouterr().out.startswith("step 3 (attempt 1) of run")
 
 
 def check_silence(place, run, capsys):

@@ -75,6 +75,12 @@ def steps_option(help_text: str) -> Decorator:
     )
 
 
+def tier_option() -> Decorator:
+    """Another tier than the one the URL names."""
+    words = "Look there: memory (this node's), or another tier of the run. [default: the one the URL names]"
+    return click.option("--tier", metavar="NAME", help=words)
+
+
 def json_option() -> Decorator:
     """One JSON document on stdout instead of text."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/cli.md has the keys).")

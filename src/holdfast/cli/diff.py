@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.arguments import json_option, steps_option, urls_argument
+from holdfast.cli.arguments import json_option, steps_option, tier_option, urls_argument
 from holdfast.cli.comparing import Report, compare
 from holdfast.cli.output import paged, write_json
 from holdfast.cli.runs import Run, open_run
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 @click.option("--only", multiple=True, metavar="PREFIX", help="Only what has a name that begins so.")
 @click.option("--structure", is_flag=True, help="Names, shapes, dtypes, rank 0's plain values: no tensor is read.")
 @click.option("--all", "everything", is_flag=True, help="Also list tensors that did not change.")
+@tier_option()
 @json_option()
-def diff(
+def diff(  # noqa: PLR0913, PLR0917  (its options)
     urls: tuple[str, ...],
     steps: tuple[int, ...],
     only: tuple[str, ...],
     structure: bool,
     everything: bool,
+    tier: str | None,
     as_json: bool,
 ) -> None:
     """Compare two checkpoints of a run, or of two.
@@ -47,12 +49,13 @@ def diff(
       holdfast diff /data/run7 --step 100 --step 200
       holdfast diff /data/run7 --step 100 /data/run8 --step 100 --only model.
       holdfast diff file:///data/run7 --structure
+      holdfast diff /data/run7 --tier memory
       holdfast diff /data/run7 --json
     """
     if len(steps) > 2:
         raise UsageError("two checkpoints are compared", hint="say --step at most twice")
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(open_run(url)) for url in dict.fromkeys(urls)]
+        runs = [stack.enter_context(open_run(url)).at(tier) for url in dict.fromkeys(urls)]
         (first, a), (second, b) = _chosen(runs[0], runs[-1], steps)
         report = Report((first, a), (second, b))
         compare(report, _wanted(only), structure_only=structure, quiet=as_json)
@@ -83,5 +86,5 @@ def _newest_two(run: Run) -> Iterator[int]:
     steps = [e.id.step for e in run.catalog.committed if e.id in run.lineage]
     if len(steps) < 2:
         hint = "say which other run to compare with: holdfast diff URL1 URL2"
-        raise NotFoundError(f"{len(steps) or 'no'} checkpoint is committed at {run.url}, two are compared", hint=hint)
+        raise NotFoundError(f"{len(steps) or 'no'} checkpoint is whole {run.where}, two are compared", hint=hint)
     yield from steps[-2:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,29 @@ class Run:
     def arena(self) -> Path:
         return self.agent.socket_path.parent if self.agent is not None else arena_of(self.url)
 
+    def at(self, tier: str | None) -> Run:
+        """The same run, looked at on another of its tiers; "memory" is what this node's slots hold.
+
+        Raises: NotFoundError naming the tiers there are.
+        """
+        if tier is None:
+            return self
+        if tier == MEMORY:
+            from holdfast.cli.slots import SlotTier
+
+            return replace(self, home=SlotTier(self.arena))
+        found = next((t.tier for t in self.tiers if t.name == tier), None)
+        if found is None:
+            known = ", ".join((MEMORY, *(t.name for t in self.tiers)))
+            raise NotFoundError(f"no tier {tier!r} of this run is known here", hint=f"there are {known}")
+        return replace(self, home=found)
+
+    @property
+    def where(self) -> str:
+        """The tier that is looked at, in words."""
+        beside = self.home not in [t.tier for t in self.tiers if t.url == self.url]
+        return f"on tier {self.home.name} of {self.url}" if beside else f"at {self.url}"
+
     def require_something(self) -> None:
         """Raises: NotFoundError when no attempt, manifest or image is there: perhaps the URL is not a run's."""
         if not self.attempts.highest and not any(self.catalog):
@@ -127,7 +150,7 @@ class Run:
         found = [e for e in self.catalog.committed if e.id.step == step]
         on = [e for e in found if e.id in self.lineage]
         if not on:
-            raise _not_found(step, found, self.url)
+            raise _not_found(step, found, self)
         return max(on, key=lambda e: e.id)
 
     def manifest(self, step: int | None) -> Manifest:
@@ -143,7 +166,7 @@ class Run:
         """The newest committed checkpoint on the lineage, damaged or not. Raises: NotFoundError."""
         on = [e for e in self.catalog.committed if e.id in self.lineage]
         if not on:
-            raise NotFoundError(f"no checkpoint is committed at {self.url}", hint=f"look at `holdfast ls {self.url}`")
+            raise NotFoundError(f"no checkpoint is whole {self.where}", hint=_LS.format(self.url))
         return max(on, key=lambda e: e.id)
 
 
@@ -216,13 +239,12 @@ def _nothing_there(url: str, error: HoldfastError) -> HoldfastError:
     return error
 
 
-def _not_found(step: int, abandoned: list[CatalogEntry], url: str) -> NotFoundError:
+def _not_found(step: int, abandoned: list[CatalogEntry], run: Run) -> NotFoundError:
+    hint = _LS.format(run.url)
     if abandoned:
         which = ", ".join(str(e.id) for e in abandoned)
-        return NotFoundError(
-            f"{which} is abandoned: the run went back before it and on", hint=_LS.format(url), step=step
-        )
-    return NotFoundError(f"step {step} is not committed at {url}", hint=_LS.format(url), step=step)
+        return NotFoundError(f"{which} is abandoned: the run went back before it and on", hint=hint, step=step)
+    return NotFoundError(f"step {step} is not committed {run.where}", hint=hint, step=step)
 
 
 _CHECK = "check the URL; a run appears with its first save"

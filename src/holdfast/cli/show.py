@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from holdfast.cli.arguments import json_option, step_option, url_argument
+from holdfast.cli.arguments import json_option, step_option, tier_option, url_argument
 from holdfast.cli.completing import complete_tensor
 from holdfast.cli.noted import notes_document, told_notes
 from holdfast.cli.output import Column, Grid, counted, paged, write, write_grid, write_json
@@ -32,8 +32,11 @@ _TENSOR = "Only this tensor: where it stands, and its numbers."
 )
 @click.option("--plain", is_flag=True, help="Only the plain values: numbers, settings, states of generators.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Whose plain values. [default: 0]")
+@tier_option()
 @json_option()
-def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int | None, as_json: bool) -> None:
+def show(  # noqa: PLR0913, PLR0917  (its options)
+    url: str, step: int | None, tensor: str | None, plain: bool, rank: int | None, tier: str | None, as_json: bool
+) -> None:
     """Show what a checkpoint contains.
 
     Its images, its tensors with shape and dtype, and where it stands in the run. With --tensor that tensor is read and
@@ -45,12 +48,14 @@ def show(url: str, step: int | None, tensor: str | None, plain: bool, rank: int 
       holdfast show /data/run7 --step 100 --tensor model.embed.weight
       holdfast show file:///data/run7 --step 100 --plain
       holdfast show /data/run7 --plain --rank 3 --json
+      holdfast show /data/run7 --tier memory --tensor model.embed.weight
     """
     if tensor is not None and plain:
         raise UsageError("--tensor and --plain are two questions", hint="ask one at a time")
     if rank is not None and not plain:
         raise UsageError("--rank says whose plain values", hint="say --plain, too")
-    with paged(), open_run(url) as run:
+    with paged(), open_run(url) as opened:
+        run = opened.at(tier)
         manifest = run.manifest(step)
         if plain:
             _plain(run, manifest, rank or 0, as_json)

@@ -115,7 +115,7 @@ def test_ls_tells_lineage_and_newest(home, run):
     assert document["parent"] == {"attempt": 1, "step": 20}
     assert (document["run"], document["attempt"], document["agent"]) == ("run7", 2, False)
     assert {tuple(s) for s in document["steps"]} == {
-        ("step", "attempt", "tiers", "size_bytes", "state", "abandoned", "newest", "problems")
+        ("step", "attempt", "tiers", "size_bytes", "state", "abandoned", "newest", "saved_at_s", "metrics", "problems")
     }
 
 

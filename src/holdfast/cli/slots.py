@@ -6,8 +6,9 @@ is thrown away.
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.header import parse_header
+from holdfast.format.image import read_notes, read_plain
 from holdfast.format.manifest import build
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
@@ -57,9 +59,26 @@ class SlotTier:
             own = [h for image, h in headers.items() if image.checkpoint == checkpoint]
             older = {image for h in own for image in h.relies_on if image in headers}
             family = [*own, *(headers[image] for image in sorted(older))]
-            with suppress(HoldfastError):  # images are missing: they are other nodes', or not staged yet
-                manifest = build(family, [records[h.id] for h in family], None)
+            with suppress(HoldfastError, OSError):  # images are missing: they are other nodes', or not staged yet
+                plain, notes = self._spoken(own)
+                manifest = build(family, [records[h.id] for h in family], plain, notes=notes)
                 yield checkpoint, codec.encode(manifest)
+
+    def _spoken(self, headers: Iterable[ImageHeader]) -> tuple[bytes | None, bytes]:
+        """Rank 0's plain values and notes, which a manifest has where they are small."""
+        first = next((h for h in headers if (h.id.rank, h.id.image) == (0, 0)), None)
+        if first is None:
+            return None, b""
+        held, layout = self._held[names.image_key(first.id)], first.layout
+        stop = PAGE_BYTES + layout.size_bytes
+        with (
+            held.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped)[PAGE_BYTES:stop] as image,
+        ):
+            spoken = read_plain(image, layout), read_notes(image, layout)
+        _read(held, 0, 0)  # still the same
+        return spoken
 
     def _header(self, held: _Held) -> Iterator[ImageHeader]:
         with suppress(HoldfastError):

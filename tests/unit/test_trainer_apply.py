@@ -502,3 +502,4 @@ def test_a_mark_that_is_gone_is_a_difference():
     images = images_of(own(1), own(2))
     message = differences({"rng": torch.zeros(2), "n": 0}, images, rank=1, world_size=2)
     assert "rng (not marked per_rank here, marked in the checkpoint), n (not marked" in message
+    assert "only in the checkpoint" not in message

@@ -98,7 +98,7 @@ def test_where_nothing_fits_that_is_an_error_also_when_not_strict():
     state = {"net": torch.nn.Linear(2, 2), "step": 0}
     error = refused(state, images, strict=False)
     assert error.message.startswith("nothing of the checkpoint fits the state; 2 are not in the checkpoint: net.weight")
-    assert "2 of 2 missing names are there with 'model.' in place of 'net.'" in error.hint
+    assert "2 of 2 missing names are there with 'model.' in place of 'net.'; have the names agree" in error.hint
     assert state["step"] == 0
 
 

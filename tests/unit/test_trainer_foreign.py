@@ -13,7 +13,8 @@ from tests.images import images_of
 import holdfast
 from holdfast.errors import ConfigError, LoadError, NotFoundError, StructureError, TierUnavailableError, UsageError
 from holdfast.format import names
-from holdfast.format.image import check, read_plain
+from holdfast.format.header import parse_header
+from holdfast.format.image import check, lay_out, read_plain, seal
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageRecord
 from holdfast.store.attempts import claim
@@ -22,6 +23,9 @@ from holdfast.tiers import open_tier
 from holdfast.tiers.posix import PosixTier
 from holdfast.tiers.wrappers.faults import Fault, Faults, FlipBit, Raise
 from holdfast.trainer import archive, pour
+from holdfast.trainer.capture import Capture
+from holdfast.trainer.shares import assign
+from holdfast.trainer.stage import Stager
 
 pytestmark = pytest.mark.torch
 
@@ -42,9 +46,7 @@ class Run:
         records = []
         for source in sources:
             header = source.header
-            upload = self.tier.upload(names.image_key(header.id), len(source.buffer))
-            upload.write(0, source.buffer)
-            upload.publish()
+            put(self.tier, header.id, source.buffer)
             records.append(ImageRecord(header.id, header.size_bytes, check(source.buffer, header.layout)))
         plain = read_plain(sources[0].buffer, sources[0].header.layout)
         commit(self.tier, self.tier, owner=1, headers=[s.header for s in sources], records=records, plain=plain)
@@ -406,6 +408,55 @@ def test_what_cannot_be_meant_is_refused_with_a_hint(run):
     for step in (-1, True, "1"):
         with pytest.raises(UsageError, match="step"):
             holdfast.load(run.url, {"x": torch.zeros(1)}, step=step)
+
+
+def test_an_image_that_several_steps_share_is_found_where_it_stands(run, tier):
+    """Step 2 has an image of its own and relies on one of step 1."""
+    frozen = ImageId(1, 1, 0, 1)
+    state = {"base": torch.full((300,), 7.0), "lora": torch.ones(5), "n": 1}
+    put_grouped(run, 1, state, {"lora": 0, "base": 1})
+    put_grouped(run, 2, state | {"lora": torch.full((5,), 2.0), "n": 2}, {"lora": 0}, relies_on=(frozen,))
+    live: dict[str, Any] = {"base": torch.zeros(300), "lora": torch.zeros(5), "n": 0}
+    assert holdfast.load(run.url, live) == 2
+    assert (live["base"][9].item(), live["lora"].tolist(), live["n"]) == (7, [2] * 5, 2)
+    assert names.image_key(frozen) in {key for key, _, _ in tier.reads}
+    holdfast.read(run.url, "base")
+    assert {key for key, _, _ in tier.reads} == {names.image_key(frozen)}
+    (run.root / names.image_key(frozen)).unlink()
+    with pytest.raises(LoadError, match=r"step 2 .* is missing.*step 1 .* is missing"):
+        holdfast.load(run.url, live)
+
+
+def put_grouped(run, step, state, groups, relies_on=()):
+    """One rank's images by group; of what is relied on, the headers are read from where they stand."""
+    captured = Capture().refresh(state)
+    pieces = assign([captured.structure]).pieces(0)
+    payload = captured.payload(0)
+    headers, records = [], []
+    for image in sorted(set(groups.values())):
+        template = lay_out(
+            [p for p in pieces if groups.get(p.fqn) == image], (), run="run7", rank=0, world_size=1, image=image,
+            image_count=2, structure=captured.structure.digest, plain_bytes=len(payload),
+            relies_on=relies_on if image == 0 else (),
+        )  # fmt: skip
+        buffer = memoryview(bytearray(template.layout.size_bytes))
+        Stager(template).stage(buffer, captured, payload, attempt=1, step=step)
+        crc = seal(buffer, template.layout)
+        header = parse_header(buffer, len(buffer))
+        put(run.tier, header.id, buffer)
+        headers.append(header)
+        records.append(ImageRecord(header.id, len(buffer), crc))
+    for older in relies_on:
+        data = (run.root / names.image_key(older)).read_bytes()
+        headers.append(parse_header(data, len(data)))
+        records.append(ImageRecord(older, len(data), check(data, headers[-1].layout)))
+    commit(run.tier, run.tier, owner=1, headers=headers, records=records, plain=payload)
+
+
+def put(tier, image, buffer):
+    upload = tier.upload(names.image_key(image), len(buffer))
+    upload.write(0, buffer)
+    upload.publish()
 
 
 # read ----------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ _SAID: dict[Kind, str] = {
     "unexpected": "are only in the checkpoint",
     "state": "start with empty optimizer state",
 }
+MARKED = "marked"
+"""What a value that was saved with `per_rank` is, where the state has one without."""
 _IN_ERROR = 20
 _IN_WARNING = 3
 _NEAR = 3
@@ -121,8 +123,13 @@ class Differences:
         )
 
     def _hint(self, strict: bool) -> str:
-        names = likely_names([d.path for d in self.missing], [d.path for d in self.unexpected])
-        if not strict:
+        missing, unexpected = [d.path for d in self.missing], [d.path for d in self.unexpected]
+        names = likely_names(missing, unexpected)
+        if _renamed(missing, unexpected) is not None:
+            advice = "have the names agree: of a model in a wrapper, pass the module inside"
+        elif any(d.there == MARKED for d in self.other):
+            advice = "put holdfast.per_rank(...) around it, as it was saved"
+        elif not strict:
             advice = "pass the same keys as were saved (`holdfast show URL` lists the names)"
         elif self.shape or self.dtype or self.other:
             advice = "build the model as it was saved, or load with strict=False to take what fits and list the rest"

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from holdfast.format.plain import Opaque, TensorRef
 from holdfast.trainer import dtensor
-from holdfast.trainer.differences import Differences
+from holdfast.trainer.differences import MARKED, Differences
 from holdfast.trainer.encoders import by_tag
 from holdfast.trainer.forms import Form
 from holdfast.trainer.match_optimizer import match_optimizer
@@ -91,7 +91,9 @@ class Matcher:
         """Match what stands at a path of its own."""
         value = self._take(path, scope)
         if scope.rank is None and self.saved.is_own(path) and not isinstance(x, PerRank):
-            self.differences.note("other", path, "not marked per_rank", "marked")
+            self.differences.note("other", path, "not marked per_rank", MARKED)
+            # Not told a second time, as only in the checkpoint.
+            self._used |= {(self._rank, name) for name in self.saved.own.get(self._rank, ()) if _below(path, name)}
             return lambda: x
         if value is MISSING and not self.is_more(x):
             self.differences.note("missing", path, form_of(x))
@@ -374,6 +376,10 @@ def form_of(x: Any) -> str:
     if isinstance(x, torch.Tensor):
         return f"{dtype_name(x.dtype)} {list(x.shape)}"
     return "a tensor" if isinstance(x, TensorRef) else type(x).__name__
+
+
+def _below(path: str, name: str) -> bool:
+    return name == path or name.startswith(f"{path}.")
 
 
 def _holds_items(x: Any) -> bool:

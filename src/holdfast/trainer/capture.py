@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from holdfast.trainer import values
-from holdfast.trainer.modules import PlainModule
+from holdfast.trainer.modules import PlainModule, identical
 from holdfast.trainer.optimizers import OptimizerBlock
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.saved import OWN_PATHS
@@ -36,6 +36,8 @@ class Captured:
     own_tree: Mapping[str, Any]
     own_paths: Sequence[str]
     """Where `per_rank` marks stand."""
+    owned: frozenset[str] | None = None
+    """Names of the parameters that optimizers of the state own; None when it has no optimizer."""
 
     def payload(self, rank: int) -> bytes:
         """The plain values of this rank's image: rank 0's has everything, the others their own.
@@ -60,6 +62,8 @@ class Capture:
         self._modules: Mapping[Where, PlainModule] = {}
         self._optimizers: Mapping[Where, OptimizerBlock] = {}
         self._last: tuple[Picture, Captured] | None = None
+        self._owned_by: list[OptimizerBlock] = []
+        self._owned_names: frozenset[str] = frozenset()
 
     def refresh(self, state: Mapping[str, Any]) -> Captured:
         """The state as it is now.
@@ -78,9 +82,16 @@ class Capture:
             structure, tensors, own = last.structure, last.tensors, last.own
             if picture is not before:
                 tensors, own = picture.tensors_after(before, tensors, own)
-        captured = Captured(structure, tensors, own, walk.tree, walk.own_tree, walk.own_paths)
+        captured = Captured(structure, tensors, own, walk.tree, walk.own_tree, walk.own_paths, self._owned())
         self._last = picture, captured
         return captured
+
+    def _owned(self) -> frozenset[str] | None:
+        blocks = list(self._optimizers.values())
+        if not identical(blocks, self._owned_by):
+            self._owned_by = blocks
+            self._owned_names = frozenset().union(*(b.named.parameter_names for b in blocks))
+        return self._owned_names if blocks else None
 
     def forecast(self, state: Mapping[str, Any]) -> Structure:
         """The structure after the first step: optimizers are asked what state they will create, none is stepped.

@@ -95,7 +95,7 @@ class Checkpointer:
         with self._ranks.talk() as talk:
             self._plan.learn(state, talk)
             self._session.slots.page_lock = self._plan.page_lock
-            talk.each(lambda: self._session.prepare(self._plan.image_bytes))
+            talk.each(lambda: self._session.prepare(*self._plan.sizes))
 
     def prepared(self) -> bool:
         """Whether the arena is faulted from this side, so that the first save is as quick as any other."""

@@ -40,6 +40,8 @@ class Named:
         self.optimizer = optimizer
         self.groups: list[list[str]] = []
         found = [[_origin(path, origins, g, i, p) for i, p in enumerate(group["params"])] for g, group in _groups(self)]
+        self.parameter_names = frozenset(name for group in found for _, name in group)
+        """Full names, as the state has them."""
         modules = {origin[0] for group in found for origin in group}
         # With parameters of several modules only the full names are unique.
         skip = len(modules.pop()) + 1 if len(modules) == 1 and modules != {""} else 0

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
-from holdfast.errors import ReplicaMismatchError
+from holdfast.errors import HoldfastError, ReplicaMismatchError
 from holdfast.format.image import plain_fits, write_notes
 from holdfast.format.layout import Template, lay_out
-from holdfast.model.image import Piece
+from holdfast.format.names import MAX_ATTEMPT, MAX_STEP
+from holdfast.model.identity import ImageId
 from holdfast.trainer.capture import Capture, Captured
 from holdfast.trainer.compare import fingerprints, first_difference, first_unlike, leaf_digests, plain_digests
 from holdfast.trainer.devices import page_lock_for
+from holdfast.trainer.grouping import Grouping, Groups
 from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
+from holdfast.trainer.session import Session
+from holdfast.trainer.shared import SharedPart
 from holdfast.trainer.shares import Shares, assign, unsplit
 from holdfast.trainer.slots import TrainerSlot
 from holdfast.trainer.stage import Stager
 from holdfast.trainer.structure import Structure
 from holdfast.wire.pages import SlotState, barrier
 
+_ANY = (MAX_ATTEMPT, MAX_STEP)
+
 
 class StagePlan:
-    """Layout of this rank's image.
+    """Layout of this rank's image, and of the one its steps share, if nothing is expected to change some tensors.
 
-    Invariants: `follow` runs before `stage` in every save; a layout is made anew only when the structure changed or the
-    plain values outgrew their room, never because a number grew.
+    Invariants: `follow` and `look_for_changes` run before `stage` in every save; a layout is made anew only when the
+    structure changed, the plain values outgrew their room or a tensor changed that was thought frozen, never because a
+    number grew.
     Threads: the training thread.
     """
 
@@ -41,6 +49,10 @@ class StagePlan:
         self._laid_out_for: Structure | None = None
         self._template: Template | None = None
         self._stager: Stager | None = None
+        self._grouping = Grouping()
+        self._groups = Groups((), ())
+        self._part: SharedPart | None = None
+        self._relied_on: ImageId | None = None
         self._compared: set[str] = set()
 
     @property
@@ -55,6 +67,18 @@ class StagePlan:
         assert captured is not None, "learn() or follow() come first"
         return page_lock_for(chain(captured.tensors.values(), captured.own.values()))
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Of the image of each step, and of the one that steps share (0: none)."""
+        return self.image_bytes, self._part.size_bytes if self._part is not None else 0
+
+    @property
+    def to_stage(self) -> list[tuple[int, int]]:
+        """What this save stages, as (number of the image, bytes); what steps share first, so that it is there for the
+        other."""
+        shared = [(1, self._part.size_bytes)] if self._part is not None and self._relied_on is None else []
+        return [*shared, (0, self.image_bytes)]
+
     def learn(self, state: dict[str, Any], talk: Talk) -> None:
         """Lay out what the first save will stage: optimizer state as it will be after the first step.
 
@@ -63,6 +87,7 @@ class StagePlan:
         Raises: UnsupportedValueError, ReplicaMismatchError: on all ranks.
         """
         self._compared.clear()
+        self._grouping.forget()
         captured, structure = self._look(state, talk)
         self._agree(structure, talk)
         self._compare(captured, talk)
@@ -107,35 +132,89 @@ class StagePlan:
         else:
             # It changed after prepare: whole until the next start, without asking the other ranks.
             pieces, aliases = unsplit(structure, rank)
-        if self._template is None or self._laid_out_for is None or not self._same(structure, pieces):
-            self._template = self._make_template(structure, pieces, aliases)
-            self._stager = Stager(self._template, threads=cores(self._ranks.size))
+        assert self._captured is not None
+        groups = self._grouping.split(structure, self._captured.owned, pieces, aliases)
+        if self._template is None or self._laid_out_for is None or not self._same(structure, groups):
+            self._lay_out_groups(structure, groups)
         self._laid_out_for = structure
-        self._pieces = pieces
+        self._groups = groups
 
-    def _same(self, structure: Structure, pieces: tuple[Piece, ...]) -> bool:
+    def _lay_out_groups(self, structure: Structure, groups: Groups) -> None:
+        threads = cores(self._ranks.size)
+        if self._part is None or groups.shared != self._groups.shared or structure is not self._laid_out_for:
+            template = self._make_template(structure, groups, image=1) if groups.shared else None
+            self._part = SharedPart(template, threads) if template is not None else None
+        self._template = self._make_template(structure, groups)
+        self._stager = Stager(self._template, threads=threads)
+        self._relied_on = None
+
+    def _same(self, structure: Structure, groups: Groups) -> bool:
         """Whether the forecast came true, so that the layout made before training stands."""
         template = self._template
         assert template is not None
         assert self._laid_out_for is not None
         fits = plain_fits(template.layout, len(self._payload))
-        return fits and structure.digest == self._laid_out_for.digest and pieces == self._pieces
+        return fits and structure.digest == self._laid_out_for.digest and groups == self._groups
 
     def _make_template(
-        self, structure: Structure, pieces: tuple[Piece, ...], aliases: tuple[tuple[str, str], ...]
+        self, structure: Structure, groups: Groups, *, image: int = 0, relies_on: ImageId | None = None
     ) -> Template:
-        return lay_out(
+        pieces, aliases = (groups.shared, groups.shared_aliases) if image else (groups.pieces, groups.aliases)
+        make = partial(
+            lay_out,
             pieces,
             aliases,
             run=self._run,
             rank=self._ranks.rank,
             world_size=self._ranks.size,
-            image=0,
-            image_count=1,
+            image=image,
+            image_count=2 if groups.shared else 1,
             structure=structure.digest,
-            relies_on=(),
-            plain_bytes=len(self._payload),
+            plain_bytes=0 if image else len(self._payload),
         )
+        if image or not groups.shared:
+            return make()
+        # Whatever it relies on, its layout is the same.
+        longest = make(relies_on=(ImageId(*_ANY, self._ranks.rank, 1),))
+        relied = () if relies_on is None else (relies_on,)
+        return make(relies_on=relied, min_header_bytes=longest.layout.header_bytes)
+
+    def look_for_changes(self, session: Session, attempt: int) -> None:
+        """Compare what steps share with what was staged of it: unchanged, this save relies on that.
+
+        Tensors that change again and again move to the image of every step, if the arena has room for that.
+        """
+        if self._part is None:
+            return
+        assert self._captured is not None
+        relied_on = self._part.relied_on(session.slots, attempt)
+        changed = self._part.changed(self._captured) if relied_on is not None else []
+        if changed:
+            relied_on = None
+            self._move(session, self._grouping.note(self._captured.structure, changed))
+        self._rely_on(relied_on)
+
+    def _move(self, session: Session, names: frozenset[str]) -> None:
+        if not names or not self._grouping.may_try():
+            return
+        before = self._grouping.move(names)
+        assert self._laid_out_for is not None
+        self._lay_out(self._laid_out_for)
+        try:
+            session.prepare(*self.sizes)
+        except HoldfastError:
+            # There is no room for that, or nobody to ask: they are staged anew with the rest whenever they change.
+            self._grouping.put_back(before)
+            self._lay_out(self._laid_out_for)
+
+    def _rely_on(self, image: ImageId | None) -> None:
+        if image == self._relied_on:
+            return
+        assert self._laid_out_for is not None
+        assert self._stager is not None
+        self._template = self._make_template(self._laid_out_for, self._groups, relies_on=image)
+        self._stager.retitle(self._template)
+        self._relied_on = image
 
     def settle(self, talk: Talk) -> str:
         """In the first save of an attempt: agree anew where the forecast was wrong on any rank, and compare what no
@@ -188,20 +267,35 @@ class StagePlan:
             )
         self._compared.update(seen[talk.rank])
 
-    def stage(self, slot: TrainerSlot, *, attempt: int, step: int, due_mask: int, notes: bytes = b"") -> None:
-        """Copy into the slot and hand it to the agent: filling -> staged."""
+    def stage(
+        self, slots: Sequence[TrainerSlot], *, attempt: int, step: int, due_mask: int, notes: bytes = b""
+    ) -> None:
+        """Copy into the slots, one per image of `to_stage` by number, and hand them to the agent: filling -> staged.
+
+        What steps share goes first, so that the agent knows it when it hears of an image that relies on it.
+        """
         assert self._template is not None
         assert self._stager is not None
         assert self._captured is not None
-        page, size = slot.page, self.image_bytes
-        page.attempt, page.step, page.rank, page.committed_mask = attempt, step, self._ranks.rank, 0
-        page.world_size, page.image, page.image_count = self._ranks.size, 0, 1
+        for slot, (image, size) in zip(reversed(slots), self.to_stage, strict=True):
+            self._describe(slot, ImageId(attempt, step, self._ranks.rank, image), size, due_mask)
+            if image and self._part is not None:
+                self._part.stage(slot, self._captured, ImageId(attempt, step, self._ranks.rank, image))
+            else:
+                self._stager.stage(slot.room(size), self._captured, self._payload, attempt=attempt, step=step)
+                if notes and self._ranks.rank == 0:
+                    write_notes(slot.room(size), self._template.layout, notes)
+            barrier()
+            slot.page.state = SlotState.STAGED
+
+    def _describe(self, slot: TrainerSlot, image: ImageId, size: int, due_mask: int) -> None:
+        page, relied_on = slot.page, self._relied_on if image.image == 0 else None
+        page.attempt, page.step, page.rank, page.committed_mask = image.attempt, image.step, image.rank, 0
+        page.world_size, page.image, page.image_count = self._ranks.size, image.image, 2 if self._part else 1
         page.image_bytes, page.due_mask = size, due_mask
-        self._stager.stage(slot.room(size), self._captured, self._payload, attempt=attempt, step=step)
-        if notes and self._ranks.rank == 0:
-            write_notes(slot.room(size), self._template.layout, notes)
-        barrier()
-        page.state = SlotState.STAGED
+        page.relies_on_step = relied_on.step if relied_on is not None else -1
+        if image.image:
+            page.timed_mask = 0
 
     def warm(self, slot: TrainerSlot) -> None:
         """Build the views of a slot ahead of its first use."""
@@ -212,3 +306,5 @@ class StagePlan:
         """Let go of every view of the slots."""
         if self._stager is not None:
             self._stager.forget()
+        if self._part is not None:
+            self._part.forget()

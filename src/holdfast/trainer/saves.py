@@ -14,6 +14,7 @@ from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
 from holdfast.trainer.session import Session
+from holdfast.trainer.slots import TrainerSlot
 from holdfast.wire import messages
 
 
@@ -75,23 +76,40 @@ class Saves:
         else:
             self._claim(state)
         step, due = wanted.step, wanted.due
-        slot = self._session.slots.take(step, self._plan.image_bytes, patience_s=patience_s)
+        self._plan.look_for_changes(self._session, self._attempt)
+        slots = self._take(step, patience_s)
         page = self._session.page
         self.last_step = step
-        if slot is None:
+        if slots is None:
             page.given_up_step = step
             error = _dropped(step, patience_s)
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             return self._handle(step, due, began, error)
         try:
-            slot.page.timed_mask = self._mask(wanted.timed)
-            self._plan.stage(slot, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=wanted.notes)
+            slots[0].page.timed_mask = self._mask(wanted.timed)
+            self._plan.stage(slots, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=wanted.notes)
         except BaseException:
             # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
             page.given_up_step = step
-            self._session.slots.give_back(slot)
+            for slot in slots:
+                self._session.slots.give_back(slot)
             raise
         return self._handle(step, due, began, None)
+
+    def _take(self, step: int, patience_s: float) -> list[TrainerSlot] | None:
+        """A slot for each image this save stages, by number; None when one did not come free in time."""
+        taken: dict[int, TrainerSlot] = {}
+        try:
+            for image, size_bytes in self._plan.to_stage:
+                slot = self._session.slots.take(step, size_bytes, image=image, patience_s=patience_s)
+                if slot is None:
+                    return None
+                taken[image] = slot
+            return [taken[image] for image in sorted(taken)]
+        finally:
+            if len(taken) < len(self._plan.to_stage):
+                for slot in taken.values():
+                    self._session.slots.give_back(slot)
 
     def _handle(self, step: int, due: frozenset[str], began: float, dropped: HoldfastError | None) -> Save:
         stall_s = time.perf_counter() - began

@@ -278,18 +278,18 @@ class Session:
         return call()
 
     # -- slots --------------------------------------------------------------------------------------------------------
-    def prepare(self, image_bytes: int) -> None:
-        """Have slots dealt for images of this size; mapping and faulting go on in the background.
+    def prepare(self, image_bytes: int, shared_bytes: int) -> None:
+        """Have slots dealt for images of these sizes; mapping and faulting go on in the background.
 
         Raises: CapacityError with the sum when they cannot fit.
         """
-        body = messages.Prepare(self.rank, image_bytes)
+        body = messages.Prepare(self.rank, image_bytes, shared_bytes)
         with self._alone(self._patience_s):
             self._dealt(body, self.tell("/prepare", body, messages.PrepareAnswer))
 
     def _dealt(self, asked: messages.Prepare, answer: messages.PrepareAnswer) -> None:
         self._asked, self._owes_prepare = asked, False
-        self.slots.dealt(answer.slots, asked.image_bytes)
+        self.slots.dealt([*answer.slots, *answer.shared_slots], asked.image_bytes, asked.shared_bytes)
 
     # -- the end ------------------------------------------------------------------------------------------------------
     def detach(self, how: LetGo = LetGo.LEFT) -> None:

@@ -59,8 +59,8 @@ class Ties(Protocol):
     def ensure(self) -> bool:
         """Have an agent attached if that is quick."""
 
-    def prepare(self, image_bytes: int) -> None:
-        """Have slots of this size dealt. Raises: CapacityError."""
+    def prepare(self, image_bytes: int, shared_bytes: int) -> None:
+        """Have slots of these sizes dealt, by number of the image. Raises: CapacityError."""
 
 
 class Slots:
@@ -74,7 +74,7 @@ class Slots:
         self._settings = settings
         self._slots: dict[int, TrainerSlot] = {}
         self._mine: list[int] = []
-        self._asked_bytes = -1
+        self._asked_bytes = (-1, -1)
         self._mapping = threading.Lock()
         self._faulting: threading.Thread | None = None
         self._closing = threading.Event()
@@ -83,9 +83,9 @@ class Slots:
         """How pages are locked for a device, once per slot and process; None: they are not."""
 
     # -- mapped and faulted -------------------------------------------------------------------------------------------
-    def dealt(self, numbers: list[int], image_bytes: int) -> None:
-        """These slots are ours, or will be, for images of that size: map and fault them in the background."""
-        self._mine, self._asked_bytes = numbers, image_bytes
+    def dealt(self, numbers: list[int], image_bytes: int, shared_bytes: int) -> None:
+        """These slots are ours, or will be, for images of those sizes: map and fault them in the background."""
+        self._mine, self._asked_bytes = numbers, (image_bytes, shared_bytes)
         self._fault_error = None
         if self._faulting is None or not self._faulting.is_alive():
             self._drop_others()
@@ -116,6 +116,10 @@ class Slots:
         """Whether every dealt slot is mapped and faulted here."""
         return all(self._is_faulted(n) for n in self._mine)
 
+    def has(self, slot: TrainerSlot) -> bool:
+        """Whether the slot is still mapped, and that of an agent that lives."""
+        return self._slots.get(slot.number) is slot
+
     def slot(self, number: int) -> TrainerSlot:
         """The slot, mapped once per process."""
         with self._mapping:
@@ -139,28 +143,29 @@ class Slots:
                     slot.unlock()
 
     # -- taken --------------------------------------------------------------------------------------------------------
-    def take(self, step: int, image_bytes: int, *, patience_s: float = 0.0) -> TrainerSlot | None:
+    def take(self, step: int, image_bytes: int, *, image: int = 0, patience_s: float = 0.0) -> TrainerSlot | None:
         """A free slot of ours, now FILLING; None when none came free in time (the step is then dropped).
 
         Args:
+            image: for which of our images.
             patience_s: wait so long for one, if that is longer than usual, through the death of an agent, too.
 
         Raises: CapacityError when the image outgrew every slot and no larger one fits.
         """
-        slot = self._free(image_bytes)
+        slot = self._free(image_bytes, image)
         if slot is None:
-            self._grow(image_bytes)
-            slot = self._wait_free(step, image_bytes, patience_s)
+            self._grow(image_bytes, image)
+            slot = self._wait_free(step, image_bytes, image, patience_s)
         if slot is not None:
             self._begin(slot)
         return slot
 
-    def _free(self, image_bytes: int) -> TrainerSlot | None:
+    def _free(self, image_bytes: int, image: int) -> TrainerSlot | None:
         """A dealt, free, large enough slot; a faulted one first."""
         found = None
         for number in self._mine:
             slot = self._slots.get(number)
-            if slot is None or slot.page.state != SlotState.FREE or slot.page.dealt_rank != self._session.rank:
+            if slot is None or slot.page.state != SlotState.FREE or not self._is_dealt(slot, image):
                 continue
             if slot.capacity_bytes >= image_bytes:
                 if slot.faulted:
@@ -168,28 +173,34 @@ class Slots:
                 found = found or slot
         return found
 
-    def _grow(self, image_bytes: int) -> None:
+    def _is_dealt(self, slot: TrainerSlot, image: int) -> bool:
+        return slot.page.dealt_rank == self._session.rank and slot.page.dealt_image == image
+
+    def _grow(self, image_bytes: int, image: int) -> None:
         """Ask for larger slots, unless some slot of ours is known to hold such an image once it is free.
 
         What was asked for counts, not what is mapped: the slots of the last answer may still be under way.
         """
-        known = [slot.capacity_bytes for n in self._mine if (slot := self._slots.get(n))]
-        if image_bytes > max(self._asked_bytes, *known, -1):
+        mine = (self._slots.get(n) for n in self._mine)
+        known = [s.capacity_bytes for s in mine if s is not None and s.page.dealt_image == image]
+        if image_bytes > max(self._asked_bytes[image], *known, -1):
+            sizes = [image_bytes if n == image else max(0, asked) for n, asked in enumerate(self._asked_bytes)]
             try:
-                self._session.prepare(image_bytes)
+                self._session.prepare(*sizes)
             except CapacityError as e:
                 size = format_bytes(image_bytes)
                 e.message = f"the image of rank {self._session.rank} is {size} now and outgrew its slots: {e.message}"
                 raise
 
-    def _wait_free(self, step: int, image_bytes: int, patience_s: float) -> TrainerSlot | None:
+    def _wait_free(self, step: int, image_bytes: int, image: int, patience_s: float) -> TrainerSlot | None:
+        self._session.page.waiting_image = image
         self._session.page.waiting_step = step
         try:
-            return self._poll(lambda: self._free(image_bytes), patience_s)
+            return self._poll(lambda: self._free(image_bytes, image), image, patience_s)
         finally:
             self._session.page.waiting_step = -1
 
-    def _poll(self, look: Callable[[], TrainerSlot | None], patience_s: float) -> TrainerSlot | None:
+    def _poll(self, look: Callable[[], TrainerSlot | None], image: int, patience_s: float) -> TrainerSlot | None:
         """Twice `slot_wait_s` (the second half is the agent's, after it marked tiers lagging); until then the
         preparation of the arena has its own, longer, limit."""
         began = time.monotonic()
@@ -202,7 +213,7 @@ class Slots:
             if self._fault_error is not None:
                 raise self._fault_error
             now = time.monotonic()
-            if self._preparing():
+            if self._preparing(image):
                 deadline = now + limit_s
                 if now - began > self._settings.prepare_timeout_s:
                     raise DeadlineError(
@@ -216,11 +227,10 @@ class Slots:
                 self._session.ensure()
             time.sleep(_SLOT_POLL_S if alive else _AGENT_POLL_S)
 
-    def _preparing(self) -> bool:
+    def _preparing(self, image: int) -> bool:
         """Whether no slot was dealt to us yet."""
-        rank = self._session.rank
         mine = (self._slots.get(n) for n in self._mine)
-        return not any(slot is not None and slot.page.dealt_rank == rank for slot in mine)
+        return not any(slot is not None and self._is_dealt(slot, image) for slot in mine)
 
     def _begin(self, slot: TrainerSlot) -> None:
         """free -> filling: who fills goes first, so that the agent can tell a dead filler."""
@@ -230,8 +240,9 @@ class Slots:
         page.state = SlotState.FILLING
 
     def give_back(self, slot: TrainerSlot) -> None:
-        """filling -> free: what was begun will not be finished."""
-        slot.page.state = SlotState.FREE
+        """filling -> free: what was begun will not be finished. What was handed to the agent is its own."""
+        if slot.page.state == SlotState.FILLING:
+            slot.page.state = SlotState.FREE
 
     def close(self) -> None:
         """Let go of the memory; it stays with the agent."""

@@ -75,6 +75,15 @@ class Stager:
         move([(views.all[i].data_ptr(), sources[i].data_ptr(), sources[i].nbytes) for i in moved], self._threads)
         copy(*self._rest(views, sources, moved), on_host=self._on_host)
 
+    def sides(self, buffer: memoryview, captured: Captured) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Per entry the tensor in the buffer, and the live one: not to be written through."""
+        return self._views_of(buffer).all, self._sources_from(captured)
+
+    def retitle(self, template: Template) -> None:
+        """Write another header from now on; everything else stands where it stood."""
+        assert template.layout == self._template.layout
+        self._template = template
+
     def warm(self, buffer: memoryview) -> None:
         """Make the views of a buffer ahead of its first use."""
         self._views_of(buffer)

@@ -94,6 +94,7 @@ def test_frozen_bytes_are_flushed_once(place):
     tier = home(place)
     for entry in read_catalog(tier):
         assert entry.loadable
+        assert entry.manifest is not None
         assert [r.id.step for r in entry.manifest.images] == [entry.id.step, 1]
         assert entry.size_bytes == pytest.approx(whole, rel=0.01)
         assert find_damage(tier, entry.manifest) is None
@@ -195,6 +196,7 @@ def test_a_restart_loads_from_memory_and_stages_anew(place):
     other = state_of(1)
     with holdfast.Checkpointer(place.url) as ckpt:
         assert ckpt.load(other) == 3
+        assert ckpt.last_load is not None
         assert set(ckpt.last_load.bytes_by_tier) == {"memory"}
         assert same(tensors(other), tensors(state))
         run(ckpt, other, 2, first=4)

@@ -216,6 +216,8 @@ class Agent:
         task = asyncio.get_running_loop().create_task(self._told(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Cancelled before it began, it would never be awaited, and Python says so.
+        task.add_done_callback(lambda _: work.close())
 
     async def _told(self, work: Coroutine[Any, Any, None]) -> None:
         """Nothing fails unseen, also on the side."""

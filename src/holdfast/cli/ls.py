@@ -70,7 +70,10 @@ def collect(run: Run) -> list[Listed]:
         except HoldfastError as e:
             run.problems.append(f"{opened.name}: {e.message}")
             continue
+        named = catalog.named()
         for entry in catalog:
+            if not (entry.committed or entry.tombstoned) and named.issuperset(entry.images):
+                continue  # the step is gone; what stands there others share
             _add_entry(found.setdefault(entry.id, Listed(entry.id)), entry, opened.name)
     for info in run.in_memory:
         one = found.setdefault(CheckpointId(info.attempt, info.step), Listed(CheckpointId(info.attempt, info.step)))

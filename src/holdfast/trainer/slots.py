@@ -83,7 +83,7 @@ class Slots:
         """How pages are locked for a device, once per slot and process; None: they are not."""
 
     # -- mapped and faulted -------------------------------------------------------------------------------------------
-    def dealt(self, numbers: list[int], image_bytes: int, shared_bytes: int) -> None:
+    def dealt(self, numbers: list[int], image_bytes: int, shared_bytes: int = 0) -> None:
         """These slots are ours, or will be, for images of those sizes: map and fault them in the background."""
         self._mine, self._asked_bytes = numbers, (image_bytes, shared_bytes)
         self._fault_error = None

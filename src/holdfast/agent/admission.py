@@ -65,7 +65,7 @@ class Admission:
         agent.poller.forget()
         agent.stopping.reset()
         agent.timed.reset()
-        agent.fatal = None
+        agent.failing.reset()
         agent.loading.forget()
         self._reconfigure(msgspec.convert(body.settings, Settings))
         self.undeal()

@@ -8,15 +8,16 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from holdfast.agent import cores
 from holdfast.agent.admission import Admission
 from holdfast.agent.arena import Arena
 from holdfast.agent.closing import Closing
+from holdfast.agent.cores import Cores
 from holdfast.agent.executor import Executor
+from holdfast.agent.failing import Failing
 from holdfast.agent.launches import Launches
 from holdfast.agent.loading import Loading
 from holdfast.agent.looking import Looking
@@ -33,9 +34,7 @@ from holdfast.errors import HoldfastError
 from holdfast.lifecycle import events
 from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
-from holdfast.lifecycle.steps import outcomes_of
 from holdfast.model.identity import CheckpointId
-from holdfast.policy.patience import Patience
 from holdfast.wire import messages
 from holdfast.wire.pages import PAGE_BYTES, MappedFile, RunPage, SlotState, process_start
 
@@ -70,10 +69,7 @@ class Agent:
         """What `finish` lets go of, last opened first: so much of it as `start` came to."""
         self._started = False
         self.trainers_here = False
-        self._cores: frozenset[int] = frozenset()
-        self._patience = Patience()
-        self.fatal: events.Error | None = None
-        """Of a save, for which training is to end (`on_save_error`)."""
+        self._cores = Cores()
 
     # -- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -100,6 +96,7 @@ class Agent:
         )
         self._opened.push_async_callback(self.executor.finish)
         self.stopping = Proposals(self.run_page)
+        self.failing = Failing(self.stopping)
         self.timed = TimedSaves(self.run_page, time.monotonic)
         self.poller = Poller(self.arena, self.launches, self._seen_on_pages)
         self.admission = Admission(self)
@@ -174,12 +171,8 @@ class Agent:
 
     def choose_cores(self) -> None:
         """Go where the setting says, as seen from the trainers that are attached now."""
-        trainers = cores.cores_of(t.page.pid for t in self.launches.trainers.values() if t.alive)
-        chosen = cores.choose(self.settings.agent_cores, node=cores.cores_of_node(), trainers=trainers)
-        cores.move_to(chosen)
-        if chosen != self._cores:
-            log.info("runs on cores %s", sorted(chosen))
-            self._cores = chosen
+        pids = [t.page.pid for t in self.launches.trainers.values() if t.alive]
+        self._cores.choose(self.settings.agent_cores, pids)
 
     def terminate(self) -> None:
         """SIGTERM: promote within the grace, then end."""
@@ -244,16 +237,7 @@ class Agent:
         self.later(self._wake())
         status = self.executor.run.status(checkpoint)
         if status is not None:
-            self._count(checkpoint, outcomes_of(status))
-
-    def _count(self, checkpoint: CheckpointId, outcomes: Mapping[str, events.Error | None]) -> None:
-        """Whether so much failed in a row that training is to end."""
-        for place, error in outcomes.items():
-            self._patience.note(checkpoint, place, failed=error is not None)
-            if error is not None and self._patience.over(place, self.settings.saves_to_fail):
-                self._patience.begin_anew()
-                self.fatal = error
-                self.stopping.fail()
+            self.failing.look(status, self.settings.saves_to_fail)
 
     async def _wake(self) -> None:
         async with self._changed:
@@ -328,7 +312,8 @@ class Agent:
     def errors_since(self, number: int) -> messages.ErrorList:
         """Errors behind the training loop that came after `number`."""
         news = [dict(e) for n, _, e in self._errors if n > number]
-        return messages.ErrorList(self.run_page.errors, news, dict(self.fatal) if self.fatal else None)
+        fatal = self.failing.fatal
+        return messages.ErrorList(self.run_page.errors, news, dict(fatal) if fatal else None)
 
 
 def _settled(status: messages.SaveStatus, target: str) -> bool:

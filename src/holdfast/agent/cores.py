@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from holdfast.config.values import parse_cores
+
+log = logging.getLogger("holdfast.agent")
+
+
+class Cores:
+    """The cores that this process was moved to last. Threads: the agent's event loop only."""
+
+    def __init__(self) -> None:
+        self._chosen: frozenset[int] = frozenset()
+
+    def choose(self, setting: str, trainers: Iterable[int]) -> None:
+        """Move to where the setting says, seen from these trainers."""
+        chosen = choose(setting, node=cores_of_node(), trainers=cores_of(trainers))
+        move_to(chosen)
+        if chosen != self._chosen:
+            log.info("runs on cores %s", sorted(chosen))
+            self._chosen = chosen
 
 
 def choose(setting: str, *, node: frozenset[int], trainers: Iterable[frozenset[int]]) -> frozenset[int]:

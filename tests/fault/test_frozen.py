@@ -10,7 +10,7 @@ from tests.fault.inject.faults import AGENT, COMMAND, Fault
 import holdfast
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId
-from holdfast.store.catalog import read_catalog
+from holdfast.store.catalog import read_catalog, read_manifest
 from holdfast.store.verify import find_damage
 from holdfast.tiers import open_tier
 from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
@@ -30,7 +30,7 @@ def check(scene: Scene) -> list[int]:
         assert {oracle.Committed(e.id.attempt, e.id.step) for e in loadable} == oracle.committed(scene.home)
         for entry in loadable:
             assert entry.manifest is not None
-            assert find_damage(tier, entry.manifest) is None, entry.id
+            assert find_damage(tier, read_manifest(tier, entry.id)) is None, entry.id
         stray = {i for e in catalog for i in e.images} - catalog.named()
     finally:
         tier.close()

@@ -97,7 +97,7 @@ def test_frozen_bytes_are_flushed_once(place):
         assert entry.manifest is not None
         assert [r.id.step for r in entry.manifest.images] == [entry.id.step, 1]
         assert entry.size_bytes == pytest.approx(whole, rel=0.01)
-        assert find_damage(tier, entry.manifest) is None
+        assert find_damage(tier, read_manifest(tier, entry.id)) is None
     tier.close()
     other = state_of(1)
     with holdfast.Checkpointer(place.url) as ckpt:

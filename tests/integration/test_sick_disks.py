@@ -214,6 +214,31 @@ def test_a_listing_that_hangs(place, train, tmp_path, injected, fired):
     job.end()
 
 
+def test_an_agent_that_starts_beside_a_disk_that_hangs(place, train, tmp_path, injected, monkeypatch):
+    """Memory is found and loaded; the sound tier goes on; the sick one has the step when it answers again."""
+    monkeypatch.setenv("HOLDFAST_AGENT_START_TIMEOUT_S", "30")
+    go, hangs = tmp_path / "go", tmp_path / "hangs"
+    injected(Fault(AGENT, "os:scandir", do="pause", arg=str(go), while_there=str(hangs), below=str(place.home)))
+    job = train(sick_home=False)
+    saved = job.save()
+    saved.wait("memory", timeout_s=60)
+    until(saved.done, "all is settled")
+    hangs.touch()
+    agent = the_agent(place)
+    agent.kill()
+    agent.wait(10)
+    began = time.monotonic()
+    state = filled(-1)
+    assert job.ckpt.load(state) == job.step
+    assert time.monotonic() - began < 60
+    assert (state["x"] == job.step).all()
+    job.save().wait("sound", timeout_s=60)
+    go.touch()
+    hangs.unlink()
+    job.save_well()
+    job.end()
+
+
 def test_a_disk_remounted_read_only(place, train, mounts):
     folder = mounts.tmpfs("64m")
     job = train(Place(folder / "run", place.arena_dir))

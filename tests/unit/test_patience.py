@@ -1,88 +1,59 @@
-"""When failed saves end training, and what counts as one."""
+"""Looks at a tier that hangs end in time, and do not pile up."""
+
+import threading
+import time
 
 import pytest
 
-from holdfast.errors import (
-    NotFoundError,
-    SkippedError,
-    StepDroppedError,
-    SupersededError,
-    TierFullError,
-)
-from holdfast.lifecycle.steps import StepStatus, TierStatus, outcomes_of
-from holdfast.model.identity import CheckpointId
-from holdfast.policy.patience import Patience
+from holdfast.agent.patience import Patience, PatientTier
+from holdfast.errors import NotFoundError, TierUnavailableError
+from holdfast.tiers.contract import read_all
+from holdfast.tiers.memory import HeapSlots, MemoryTier
+from holdfast.tiers.wrappers import Fault, Faults, Hang
 
 
-def run(patience, *outcomes):
-    for n, failed in enumerate(outcomes):
-        patience.note(CheckpointId(1, n), "memory", failed=False)
-        patience.note(CheckpointId(1, n), "disk", failed=failed)
-    return patience
+@pytest.fixture
+def patience():
+    made = Patience("near")
+    yield made
+    made.close()
 
 
-def test_failures_count_in_a_row():
-    assert not run(Patience(), True, True, False, True).over("disk", 2)
-    assert run(Patience(), True, True, False, True, True).over("disk", 2)
-    assert run(Patience(), True).over("disk", 1)
-    assert not run(Patience(), True).over("memory", 1), "each place counts for itself"
-    assert not run(Patience(), *[True] * 99).over("disk", 0), "0 is never"
+def test_what_hangs_is_left_and_not_asked_again_until_it_answers(patience):
+    answers, asked = threading.Event(), []
+
+    def hang():
+        asked.append(1)
+        answers.wait(30)
+        return "at last"
+
+    began = time.monotonic()
+    with pytest.raises(TierUnavailableError, match=r"did not answer within 0\.05 s") as caught:
+        patience.look(hang, 0.05)
+    assert (caught.value.tier, caught.value.retryable) == ("near", True)
+    for _ in range(10):
+        with pytest.raises(TierUnavailableError, match="still does not answer"):
+            patience.look(hang, 30.0)
+    assert time.monotonic() - began < 10
+    assert len(asked) == 1
+    answers.set()
+    while patience._hangs and not patience._hangs.done():
+        time.sleep(0.001)
+    assert patience.look(hang, 30.0) == "at last"
 
 
-def test_where_a_step_is_not_due_it_says_nothing():
-    patience = Patience()
-    for n in range(20):
-        patience.note(CheckpointId(1, n), "memory", failed=False)
-        if n % 5 == 0:
-            patience.note(CheckpointId(1, n), "archive", failed=True)
-        assert patience.over("archive", 3) == (n >= 10)
-
-
-def test_a_step_counts_once_per_place():
-    patience = Patience()
-    for _ in range(5):
-        patience.note(CheckpointId(1, 7), "disk", failed=True)
-    assert not patience.over("disk", 2)
-    patience.note(CheckpointId(1, 7), "disk", failed=False)
-    assert patience.over("disk", 1)
-
-
-def test_it_remembers_no_more_than_it_needs():
-    patience = run(Patience(), *[True] * 5000)
-    assert len(patience._known) == 1024
-    assert patience.over("disk", 5000)
-
-
-def test_after_it_was_told_it_begins_anew():
-    patience = run(Patience(), True, True)
-    patience.begin_anew()
-    assert not patience.over("disk", 1)
-    patience.note(CheckpointId(2, 0), "disk", failed=True)
-    assert patience.over("disk", 1)
-
-
-def status(memory="whole", error=None, **tiers):
-    errors = {n: TierStatus(state, e.to_dict() if e else None) for n, (state, e) in tiers.items()}
-    return StepStatus(CheckpointId(1, 1), memory, errors, error.to_dict() if error else None, 1)
-
-
-@pytest.mark.parametrize(
-    ("given", "kinds"),
-    [
-        (status(disk=("committed", None)), {"memory": None, "disk": None}),
-        (
-            status(disk=("committed", None), other=("failed", TierFullError("full"))),
-            {"memory": None, "disk": None, "other": "tier-full"},
-        ),
-        (status("dropped", StepDroppedError("no slot")), {"memory": "step-dropped"}),
-        (status("staged", disk=("waiting", None)), {}),
-        (status(slow=("flushing", None), other=("failed", TierFullError("f"))), {"memory": None, "other": "tier-full"}),
-        (status("dropped", SkippedError("read too late"), disk=("skipped", SkippedError("read too late"))), {}),
-        (status(disk=("skipped", SkippedError("lagging"))), {"memory": None}),
-        (status("dropped", NotFoundError("pruned"), disk=("dropped", NotFoundError("pruned"))), {}),
-        (status(disk=("failed", SupersededError("another"))), {"memory": None}),
-        (status("gone", TierFullError("of before"), disk=("committed", None)), {"memory": None, "disk": None}),
-    ],
-)
-def test_what_counts_as_a_failed_save(given, kinds):
-    assert {place: e and e["kind"] for place, e in outcomes_of(given).items()} == kinds
+def test_errors_and_answers_are_those_of_the_tier(patience):
+    inner = Faults(MemoryTier(HeapSlots(), name="near"))
+    tier = PatientTier(inner, patience, 0.2)
+    tier.put("a/b", memoryview(b"x"))
+    assert [i.key for i in tier.list("a/")] == ["a/b"]
+    assert read_all(tier, "a/b") == b"x"
+    with pytest.raises(NotFoundError):
+        tier.size("a/c")
+    answers = threading.Event()
+    inner.add(Fault("list", Hang(30.0, answers.wait)))
+    with pytest.raises(TierUnavailableError):
+        tier.list("a/")
+    with pytest.raises(TierUnavailableError):
+        tier.size("a/b")
+    answers.set()

@@ -1,5 +1,7 @@
 """Repair: a bad copy becomes the good one again, or stays what it was, and nobody reads it meanwhile."""
 
+from contextlib import suppress
+
 import pytest
 from tests.unit.store_fixtures import (
     Checkpoint,
@@ -143,6 +145,33 @@ def test_a_tier_that_takes_nothing_keeps_the_record(near, far, saved, operation)
     near.clear()
     repair(near, saved, far)
     assert entry(near, saved.id).loadable
+
+
+def test_killed_at_any_point_a_bad_copy_is_read_by_nobody_and_repaired_the_next_time(near, far, saved):
+    """Every call on the tier in turn is the last one of a process."""
+
+    class Killed(BaseException):
+        pass
+
+    key = saved.images[0].key
+    for n in range(100):
+        flip(near, key, 8 * 4500)
+        bad = read_all(near, key)
+        near.calls.clear()
+        kill = near.add(Fault("put|upload|write|publish|read_into|size|delete", Raise(Killed()), after=n))
+        with suppress(Killed):
+            repair(near, saved, far)
+        begun = "upload" in near.calls
+        near.clear()
+        now = read_all(near, key)
+        assert now in (bad, saved.images[0].data), "one copy or the other, never of both"
+        if begun and now == bad:
+            assert not entry(near, saved.id).loadable
+        repair(near, saved, far)
+        assert entry(near, saved.id).loadable
+        if not kill.fired:
+            break
+    assert 5 < n < 99
 
 
 def test_what_is_deleted_is_not_brought_back(near, far, saved):

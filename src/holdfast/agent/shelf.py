@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.history import FlushLog
 from holdfast.agent.late import LateTier
+from holdfast.agent.patience import Patience, PatientTier
 from holdfast.config import Settings
-from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError, TierUnavailableError
+from holdfast.errors import AgentError, HoldfastError, NotFoundError, RunBusyError
 from holdfast.format.image import read_notes, read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
@@ -97,7 +98,7 @@ class Shelf:
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
         self._acts: dict[str, ThreadPoolExecutor] = {}
-        self._looks: dict[str, ThreadPoolExecutor] = {}
+        self._looks: dict[str, Patience] = {}
         self.checks = ThreadPoolExecutor(1, thread_name_prefix="holdfast-check")
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
         self.fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="holdfast-fetch")
@@ -178,7 +179,7 @@ class Shelf:
             self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
             self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
             self._acts[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-act-{rule.name}")
-            self._looks[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-look-{rule.name}")
+            self._looks[rule.name] = Patience(rule.name)
 
     @property
     def authority(self) -> Tier:
@@ -202,14 +203,12 @@ class Shelf:
         Raises: TierUnavailableError when it hangs; the thread is left to it.
         """
         limit_s = max(_LEAST_LOOK_S, limit_s or self._settings.load_timeout_s / _LOOKS_PER_LOAD)
-        future = self._looks[tier].submit(call)
-        try:
-            return future.result(limit_s)
-        except TimeoutError:
-            future.cancel()
-            raise TierUnavailableError(
-                f"did not answer within {limit_s:g} s", hint="the file system hangs; see dmesg", tier=tier
-            ) from None
+        return self._looks[tier].look(call, limit_s)
+
+    def _patient(self, tier: Tier) -> Tier:
+        """The same tier, which is looked at for a part of what a load may take."""
+        limit_s = max(_LEAST_LOOK_S, self._settings.load_timeout_s / _LOOKS_PER_LOAD)
+        return PatientTier(tier, self._looks[tier.name], limit_s)
 
     def _shelved(self) -> Iterator[tuple[str, Tier]]:
         return ((r.name, self.tiers[r.name]) for r in self._settings.tiers if not r.is_memory)
@@ -221,8 +220,8 @@ class Shelf:
         return found.lineage, found.highest
 
     def _claims_on(self, home: Tier, others: Sequence[Tier]) -> attempts.Attempts:
-        """Within the time a look may take. Raises: see `read_attempts`."""
-        return self._look(home.name, lambda: attempts.read_attempts([home], spare=others))
+        """Each within the time a look may take. Raises: see `read_attempts`."""
+        return attempts.read_attempts([self._patient(home)], spare=[self._patient(t) for t in others])
 
     @property
     def _besides_home(self) -> list[Tier]:
@@ -236,7 +235,12 @@ class Shelf:
             with contextlib.suppress(HoldfastError):
                 seen = max(seen, self._look(name, partial(self._catalog, name)).highest_attempt)
         claimed = attempts.claim(
-            self.authority, others, run=self._settings.run, parent=parent, coordinator=coordinator, seen=seen
+            self.authority,
+            [self._patient(t) for t in others],
+            run=self._settings.run,
+            parent=parent,
+            coordinator=coordinator,
+            seen=seen,
         )
         self.owner = claimed.attempt
         self.claims.claimed(claimed.attempt)
@@ -451,9 +455,11 @@ class Shelf:
 
     def close(self) -> None:
         """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
-        per_tier = (*self._uploads.values(), *self._parts.values(), *self._acts.values(), *self._looks.values())
+        per_tier = (*self._uploads.values(), *self._parts.values(), *self._acts.values())
         for pool in (self.pool, self.fetches, self.faulting, self.checks, *per_tier):
             pool.shutdown(wait=True, cancel_futures=True)
+        for patience in self._looks.values():
+            patience.close()
         for tier in (*self.tiers.values(), *self._left):
             tier.close()
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from holdfast.errors import StructureError, UnsupportedValueError
+from holdfast.errors import CorruptError, StructureError, UnsupportedValueError
 from holdfast.trainer import dtensor, encoders
 from holdfast.trainer.forms import Form, FormKind
 from holdfast.trainer.values import dtype_name
@@ -28,6 +28,7 @@ _LAYOUTS = {kind: (layout, compressed, other) for layout, (kind, compressed, oth
 _PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _UNPACKED = frozenset({torch.qint8, torch.quint8, torch.qint32})
+_REPRESENT = frozenset({torch.int8, torch.uint8, torch.int32})
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,17 @@ def _type_of(form: Form, like: torch.Tensor | None) -> type | None:
 
 
 def make(form: Form, tensors: Mapping[str, torch.Tensor], like: torch.Tensor | None = None) -> torch.Tensor:
-    """A tensor of its parts, of the type of `like` where torch does not know it. Raises: whatever torch does."""
+    """A tensor of its parts, of the type of `like` where torch does not know it.
+
+    Raises: CorruptError: it is not of the form's shape; whatever torch, or code of the user's, raises.
+    """
+    made = _make(form, tensors, like)
+    if tuple(made.shape) != form.shape:
+        raise CorruptError(f"the parts of a tensor of {list(form.shape)} make one of {list(made.shape)}")
+    return made
+
+
+def _make(form: Form, tensors: Mapping[str, torch.Tensor], like: torch.Tensor | None) -> torch.Tensor:
     if form.kind == "sparse_coo":
         size, coalesced = list(form.shape), bool(form.context["coalesced"])
         indices, items = tensors["indices"], tensors["values"]
@@ -209,10 +220,14 @@ def _unflatten(form: Form, tensors: Mapping[str, torch.Tensor], like: torch.Tens
 
 def _make_quantized(tensors: Mapping[str, torch.Tensor], context: Any) -> torch.Tensor:
     items = tensors["int_repr"]
-    if "axis" in context:
-        scales, zero_points = tensors["scales"], tensors["zero_points"]
-        return torch._make_per_channel_quantized_tensor(items, scales, zero_points, context["axis"])
-    return torch._make_per_tensor_quantized_tensor(items, context["scale"], context["zero_point"])
+    if items.dtype not in _REPRESENT:
+        raise CorruptError(f"no quantized tensor is made of {items.dtype}")
+    if "axis" not in context:
+        return torch._make_per_tensor_quantized_tensor(items, context["scale"], context["zero_point"])
+    scales, zero_points, axis = tensors["scales"], tensors["zero_points"], context["axis"]
+    if not 0 <= axis < items.dim() or not scales.shape == zero_points.shape == items.shape[axis : axis + 1]:
+        raise CorruptError("the scales of a quantized tensor do not fit its axis")
+    return torch._make_per_channel_quantized_tensor(items, scales, zero_points, axis)
 
 
 def become(live: torch.Tensor, made: torch.Tensor) -> None:

@@ -118,13 +118,16 @@ def test_a_run_is_read_while_its_job_saves_and_prunes(place):
             live: dict[str, Any] = {"x": torch.zeros(n_bytes // 4), "y": torch.zeros(n_bytes // 4), "step": -1}
             try:
                 step = holdfast.load(place.url, live)
+                if step is None:  # nothing is claimed yet
+                    continue
                 one = holdfast.read(place.url, "step")
             except LoadError as e:  # only at the beginning
                 if seen or "nothing is committed" not in e.message:
                     wrong.append(str(e))
                 continue
-            if step is None:
-                continue
+            except Exception as e:
+                wrong.append(repr(e))
+                return
             if not (live["x"] == step).all() or not (live["y"] == -step).all() or live["step"] != step or one < step:
                 wrong.append(f"{step}: {live}")
             seen.append(int(step))
@@ -140,7 +143,7 @@ def test_a_run_is_read_while_its_job_saves_and_prunes(place):
                 state["y"].fill_(-step)
                 state["step"] = step
                 due(ckpt.save(step, state)).wait("durable", timeout_s=30)
-                if step >= 12 and len(set(seen)) >= 4:
+                if wrong or (step >= 12 and len(set(seen)) >= 4):
                     break
         finally:
             stop.set()

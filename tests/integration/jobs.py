@@ -67,6 +67,26 @@ def train(tell: Tell, url: str, *, steps: int, seed: int = 0) -> dict[str, Any]:
     return {"loaded": loaded, "digest": digest(state), "at": state["mine"].value["at"]}
 
 
+def adapted(tell: Tell, url: str, *, steps: int, change_at: int = -1) -> dict[str, Any]:
+    """Load, train an adapter beside 3 MB of frozen bytes, close; at one step the frozen ones change on all ranks."""
+    torch.manual_seed(0)
+    base, adapter = torch.nn.Linear(1024, 768), torch.nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    state = {"model": torch.nn.ModuleDict({"base": base, "adapter": adapter}), "optim": optimizer, "step": -1}
+    with holdfast.Checkpointer(url) as ckpt:
+        start = ckpt.load(state)
+        loaded = digest(state)
+        for step in range(0 if start is None else start + 1, (0 if start is None else start + 1) + steps):
+            with torch.no_grad():
+                adapter.weight.fill_(step)
+                if step == change_at:
+                    base.weight.data[-1] += 1
+            saved = ckpt.save(step, state)
+            assert saved is not None
+            saved.wait("durable", timeout_s=60)
+    return {"start": start, "loaded": loaded, "digest": digest(state)}
+
+
 def until_told(
     tell: Tell, url: str, *, step_s: float, every_steps: int = 1000, ask: bool = True, steps: int = 100_000
 ) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tests.integration import jobs, processes  # noqa: E402
 from tests.integration.place import due  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -214,3 +215,13 @@ def test_nothing_frozen_is_one_image(place):
         ckpt.load(state)
         due(ckpt.save(1, state)).wait("durable", timeout_s=60)
     assert [r.id.image for r in _manifest(place, 1, 1).images] == [0]
+
+
+def test_each_rank_shares_its_share(place, forker):
+    first = processes.start(forker, 2, jobs.adapted, place.url, steps=4, change_at=2).values()
+    images = [(r.id.rank, r.id.image, r.id.step) for r in _manifest(place, 1, 3).images]
+    # The row that changed is in the share of one rank alone: the other goes on with what it has.
+    assert images == [(0, 0, 3), (0, 1, 0), (1, 0, 3), (1, 1, 2)]
+    again = processes.start(forker, 2, jobs.adapted, place.url, steps=1).values()
+    for before, after in zip(first, again, strict=True):
+        assert (after["start"], after["loaded"]) == (3, before["digest"])

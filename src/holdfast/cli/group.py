@@ -18,6 +18,7 @@ COMMANDS = {
     "verify": "Read checkpoints and compare every byte with its checksum.",
     "prune": "Delete checkpoints by plan.",
     "doctor": "Look at this machine, and at a run, for what would make saving fail or slow.",
+    "bench": "Measure a tier from this node: bandwidth and latency.",
     "agent": "Run, look at or stop the node agent of a run.",
     "completion": "Print what makes the shell complete holdfast's commands.",
 }

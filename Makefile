@@ -8,7 +8,7 @@ CHECK_PYTHON = test "$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_in
 	{ echo "Python 3.11 is needed and was not found: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo test lint fmt quick test-pythons bench clean
+.PHONY: help setup demo test lint fmt quick test-pythons bench bench-floors clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,14 +46,17 @@ fmt: setup  ## format, and mend what can be mended
 test-pythons:  ## torch-free tests on every other Python found
 	@bash scripts/test-pythons
 
-bench: .venv-bench/.installed  ## compare with others, in an environment of its own
-	.venv-bench/bin/python benchmarks/run.py
+bench: .venv-bench/.installed  ## the table: beside other libraries, in an environment of its own (ARGS=--quick)
+	.venv-bench/bin/python benchmarks/compare.py $(ARGS)
 
-.venv-bench/.installed: pyproject.toml constraints.txt $(wildcard benchmarks/requirements.txt)
+bench-floors: .venv-bench/.installed  ## against what the hardware allows (ARGS=--quick)
+	.venv-bench/bin/python benchmarks/run.py $(ARGS)
+
+.venv-bench/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	@$(CHECK_PYTHON)
 	@bash scripts/venv $(PYTHON) .venv-bench
 	@.venv-bench/bin/pip install -q $(TORCH) -c constraints.txt
-	@.venv-bench/bin/pip install -q -e . $(patsubst %,-r %,$(wildcard benchmarks/requirements.txt)) -c constraints.txt
+	@.venv-bench/bin/pip install -q -e . -r benchmarks/requirements.txt -c constraints.txt
 	@touch $@
 
 clean:  ## remove environments, caches and build outputs

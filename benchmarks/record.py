@@ -32,8 +32,7 @@ FLOORS = {
 class Number:
     """One number of ours against its floor, pair by pair, in seconds. `goal` None: for information, no verdict.
 
-    `floor` is a key of `FLOORS`, `pairs` are (floor, ours), `raw` is whatever else was sampled, `peer` says that
-    "ours" is another's.
+    `floor` is a key of `FLOORS`, `pairs` are (floor, ours), `raw` is whatever else was sampled.
     """
 
     key: str
@@ -42,7 +41,6 @@ class Number:
     goal: float | None
     pairs: Pairs
     raw: dict[str, Any] = field(default_factory=dict)
-    peer: bool = False
 
     @property
     def floors(self) -> Estimate:

@@ -15,14 +15,13 @@ _WARNING = "quick: a small state and 3 pairs. This shows that it runs; it measur
 
 
 def show(console: Console, results: list[Result], facts: dict[str, Any], quick: bool) -> None:
-    """Numbers, ways to save side by side, memory, what the floors are. A quick run says that it measured nothing."""
+    """Numbers, memory, what the floors are. A quick run says that it measured nothing."""
     if quick:
         console.print(_WARNING, style="bold yellow")
     console.print(", ".join(f"{k} {v}" for k, v in facts.items()), style="dim")
     numbers = [r for r in results if isinstance(r, Number)]
     flats = [r for r in results if isinstance(r, Flat)]
-    own = [n for n in numbers if not n.peer]
-    for rows, table in ((own, _numbers(own, quick)), (numbers, _saves(numbers)), (flats, _flats(flats, quick))):
+    for rows, table in ((numbers, _numbers(numbers, quick)), (flats, _flats(flats, quick))):
         if rows and table.row_count:
             console.print(table)
     for name in sorted({n.floor for n in numbers}):
@@ -48,23 +47,6 @@ def _numbers(numbers: list[Number], quick: bool) -> Table:
             _ratio(n.ratio),
             "" if n.goal is None else f"{n.goal:g}",
             _verdict(n, quick),
-        )
-    return table
-
-
-def _saves(numbers: list[Number]) -> Table:
-    """Every way to save that was measured, stall and durable, each against the floor beside it."""
-    table = _table("ways to save, torch threads = 2", "way", "stall s", "/ copy", "durable s", "/ write", "first s")
-    by_key = {n.key: n for n in numbers}
-    for stall in (n for n in numbers if n.key.startswith("stall_") and n.key != "stall_ours_1"):
-        durable = by_key[stall.key.replace("stall_", "durable_")]
-        table.add_row(
-            stall.what.removeprefix("stall: "),
-            f"{stall.ours.median:.3f}",
-            _ratio(stall.ratio),
-            f"{durable.ours.median:.2f}",
-            _ratio(durable.ratio),
-            f"{stall.raw['warm_up'][0]['stall_s']:.2f}",
         )
     return table
 

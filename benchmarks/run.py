@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python benchmarks/run.py` (about 40 minutes), `--quick` to see that they run.
+"""Run the benchmarks: `python benchmarks/run.py` (about 25 minutes), `--quick` to see that they run.
 
 Docs: docs/benchmarks.md.
 """
@@ -26,13 +26,12 @@ from benchmarks.plan import FULL, QUICK, Bench, Say  # noqa: E402
 
 Case = Callable[[Bench], Sequence[record.Result]]
 CASES: dict[str, Case] = {
-    "save": saving.ours,
+    "save": saving.saving,
     "first": first.first,
     "step": worst_step.worst_step,
     "load": loading.from_memory,
     "cold": loading.from_disk,
     "memory": memory.memory,
-    "peers": saving.peers,
 }
 
 

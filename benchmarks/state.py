@@ -72,6 +72,17 @@ class MasterAdamW(torch.optim.Optimizer):
             kept["master"].copy_(p.detach())  # no history: these are plain values
         return kept
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """In place. Why: torch's own would round the fp32 copies to the parameters' bf16."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]  # numbers, or torch's names
+        for p, name in zip(params, names, strict=True):
+            for key, live in self.allocate(p).items():
+                if live is not state_dict["state"][name][key]:
+                    live.copy_(state_dict["state"][name][key])
+        for group, given in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group |= {key: value for key, value in given.items() if key != "params"}
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One AdamW update on the master copies, rounded into the parameters."""

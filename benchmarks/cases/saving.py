@@ -1,4 +1,4 @@
-"""Stall and durable: ours and torch's own, each in turn with the same floor."""
+"""Stall and durable, in turn with their floors."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ from benchmarks.plan import Bench, in_turn
 from benchmarks.record import Number
 
 STALL_GOAL, DURABLE_GOAL = 1.2, 1.25
-PEERS = {
-    "torch_save": "torch.save, fsync",
-    "dcp_save": "DCP save, default",
-    "dcp_save_best": "DCP save, 2 writer threads",
-    "dcp_async": "DCP async_save, default",
-    "dcp_async_best": "DCP async_save, stager kept in shared memory, 2 writer threads",
-}
 Goals = tuple[float | None, float | None]
 _TAKEN = ("copy_s", "write_s", "stall_s", "durable_s")
 
 
-def ours(bench: Bench) -> list[Number]:
+def saving(bench: Bench) -> list[Number]:
     """Stall and durable from the same saves. Durable is judged with torch's default threads, two here."""
-    return [*_ours_at(bench, 1, (STALL_GOAL, None)), *_ours_at(bench, 2, (STALL_GOAL, DURABLE_GOAL))]
+    return [*_at(bench, 1, (STALL_GOAL, None)), *_at(bench, 2, (STALL_GOAL, DURABLE_GOAL))]
 
 
-def _ours_at(bench: Bench, threads: int, goals: Goals) -> list[Number]:
+def _at(bench: Bench, threads: int, goals: Goals) -> list[Number]:
     env = bench.places.environment()
     with (
         Variant("benchmarks.floors", env, **bench.floor_setup(threads)) as floor,
@@ -38,23 +31,6 @@ def _ours_at(bench: Bench, threads: int, goals: Goals) -> list[Number]:
         taken = _pairs(bench, floor, saver, f"ours, {threads} threads")
         saver.ask("discard")
     return _numbers(taken, f"holdfast, torch threads = {threads}", f"ours_{threads}", goals)
-
-
-def peers(bench: Bench) -> list[Number]:
-    """Each way of torch in a process of its own, with a floor beside it."""
-    return [number for way, name in PEERS.items() for number in _peer(bench, way, name)]
-
-
-def _peer(bench: Bench, way: str, name: str) -> list[Number]:
-    env = bench.places.environment()
-    with (
-        Variant("benchmarks.floors", env, **bench.floor_setup(2)) as floor,
-        Variant("benchmarks.peers", env, **bench.setup(2), disk=str(bench.places.disk), way=way) as peer,
-    ):
-        floor.ready()
-        peer.ready()
-        taken = _pairs(bench, floor, peer, name)
-    return _numbers(taken, name, way, None)
 
 
 def _pairs(bench: Bench, floor: Variant, saver: Variant, name: str) -> dict[str, Any]:
@@ -71,13 +47,12 @@ def _floors(floor: Variant) -> dict[str, float]:
     return {"copy_s": floor.ask("copy")["s"], "write_s": floor.ask("write")["s"]}
 
 
-def _numbers(taken: dict[str, Any], what: str, key: str, goals: Goals | None) -> list[Number]:
+def _numbers(taken: dict[str, Any], what: str, key: str, goals: Goals) -> list[Number]:
     raw = {"warm_up": [{k: sample[k] for k in _TAKEN} for sample in taken["warm_up"]]}
     stall = [(s["copy_s"], s["stall_s"]) for s in taken["pairs"]]
     durable = [(s["write_s"], s["durable_s"]) for s in taken["pairs"]]
-    of_stall, of_durable = goals or (None, None)
-    peer = goals is None
+    of_stall, of_durable = goals
     return [
-        Number(f"stall_{key}", f"stall: {what}", "copy", of_stall, stall, raw, peer),
-        Number(f"durable_{key}", f"durable: {what}", "write", of_durable, durable, peer=peer),
+        Number(f"stall_{key}", f"stall: {what}", "copy", of_stall, stall, raw),
+        Number(f"durable_{key}", f"durable: {what}", "write", of_durable, durable),
     ]

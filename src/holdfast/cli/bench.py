@@ -42,9 +42,9 @@ _SPARE = 2
 def bench(url: str, seconds: str, space: str, as_json: bool) -> None:
     """Measure a tier from this node: bandwidth and latency.
 
-    Bandwidth by size and calls at once, latency of small calls. Writes and reads objects of its own under bench/, which no run lists, and removes them, also after Ctrl-C; what a
-    killed one left, the next one removes. A run at the same place goes on, and shares the bandwidth. The figures are
-    kept for the planner in the user's state directory.
+    Bandwidth by size and calls at once, latency of small calls. Writes and reads objects of its own under bench/, which
+    no run lists, and removes them, also after Ctrl-C; what a killed one left, the next one removes. A run at the same
+    place goes on, and shares the bandwidth. The figures are kept for the planner in the user's state directory.
 
     \b
     Examples:

@@ -22,7 +22,7 @@ class Amount:
     quick: bool
 
 
-FULL = Amount(pairs=15, warm_up=2, quiet_steps=12, quick=False)
+FULL = Amount(pairs=15, warm_up=1, quiet_steps=8, quick=False)
 QUICK = Amount(pairs=1, warm_up=1, quiet_steps=3, quick=True)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from benchmarks.table.columns import LOADING, SAVING
 from benchmarks.table.roster import ENTRIES, Entry
 
+_QUICK_BESIDE = 5
 _KINDS = {
     "save": {"save", *(c.key for c in SAVING)},
     "load": {"load", *(c.key for c in LOADING)},
@@ -60,7 +61,7 @@ def _asked(only: Sequence[str], kind: str, way: str) -> bool:
 
 
 def _quick(state: str) -> Entry:
-    """Fewer ways, one number of threads, all beside each other: small states take no room."""
+    """Fewer ways, one number of threads, more beside each other: small states take no room."""
     entry = ENTRIES[state]
     saves, loads = _QUICK.get(state, (tuple(way for t, way in entry.saves if t == 1), entry.loads))
-    return Entry(tuple((1, way) for way in saves), loads, beside=len(saves))
+    return Entry(tuple((1, way) for way in saves), loads, beside=_QUICK_BESIDE)

@@ -7,9 +7,13 @@ from typing import Any
 
 from torch_checkpointing import AsyncCheckpointSaverConfig, CheckpointWriterConfig
 from torch_checkpointing.checkpoint_manager import CheckpointManager
+from torch_checkpointing.checkpoint_process import CheckpointProcessConfig
 from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
 from benchmarks.table.ways.way import Flight, Job, Numbered, barrier, state_dicts
+
+_START_S = 180
+"""How long its process may take to start; its default of 30 s is short for a loaded machine."""
 
 
 class TorchCheckpointing(Numbered):
@@ -23,7 +27,10 @@ class TorchCheckpointing(Numbered):
         threads = 2 if job.setting == "best" else 1
         self._manager: Any = CheckpointManager(
             CheckpointManager.Config(
-                save=AsyncCheckpointSaverConfig(writer_config=CheckpointWriterConfig(file_write_max_threads=threads)),
+                save=AsyncCheckpointSaverConfig(
+                    writer_config=CheckpointWriterConfig(file_write_max_threads=threads),
+                    process_config=CheckpointProcessConfig(subprocess_init_timeout_secs=_START_S),
+                ),
                 storage_config=LocalFileSystemStorageConfig(use_direct_io=job.setting == "plain"),
             )
         )

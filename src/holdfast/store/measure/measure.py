@@ -16,6 +16,7 @@ from holdfast.format.checksum import crc64nvme
 from holdfast.store.figures import Bandwidth, Latency
 from holdfast.store.measure.leftovers import Room, empty, marker
 from holdfast.tiers.contract import Buffer, Tier, Upload
+from holdfast.units import format_bytes
 
 Say = Callable[[float, str], None]
 """Told how much of the time is used (0 to 1) and what is measured now."""
@@ -132,16 +133,21 @@ class Measure:
         cells = [(size, calls) for size in _SIZES_BYTES for calls in _CALLS]
         fits = [cell for cell in cells if self._objects(*cell) * cell[0] <= self.limits.space_bytes]
         if len(fits) < len(cells):
+            need = format_bytes(max(self._objects(*cell) * cell[0] for cell in cells))
+            left_out = len(cells) - len(fits)
             self.notes.append(
-                f"the space allows no more than {max(s for s, _ in fits) >> 20} MiB objects in some cases"
+                f"{left_out} of {len(cells)} pairs of size and calls left out for want of space: all need {need}"
             )
+        late: list[str] = []
         for number, (size_bytes, calls) in enumerate(fits):
             left_s = max(0.0, self._began + self.limits.seconds - time.monotonic())
             share_s = left_s / (len(fits) - number)
             if left_s == 0.0 or self._expected_s(size_bytes, calls) > left_s:
-                self.notes.append(f"no time was left for objects of {size_bytes >> 20} MiB, {calls} calls at once")
+                late.append(f"{format_bytes(size_bytes)} x {calls}")
                 continue
             self._cell(size_bytes, calls, share_s)
+        if late:
+            self.notes.append(f"no time was left for {', '.join(late)} calls at once; --seconds gives more")
 
     def _objects(self, size_bytes: int, calls: int) -> int:
         """How many objects at once keep so many calls busy: one large one has parts enough by itself."""

@@ -6,6 +6,7 @@ On a terminal rich draws; in a pipe nothing is cut, coloured or wrapped, and the
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ def paged() -> Iterator[None]:
         if text.count("\n") < page.height:
             click.echo(text, nl=False, color=True)
         else:
+            os.environ.setdefault("LESS", "FRX")  # as git does: colours, and the text stays on the screen
             click.echo_via_pager(text, color=True)
 
 

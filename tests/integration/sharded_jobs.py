@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -73,6 +74,31 @@ class Feed(Module):
         return out
 
 
+class AppState:
+    """A model and its optimizer as the tutorial of torch DCP has them: one object, which asks torch for its state."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.model = Sequential(Linear(6, 7), Linear(7, 6))
+        for part in (*self.model, self.model):
+            fully_shard(part, mesh=mesh)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+
+    def state_dict(self) -> State:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+    def load_state_dict(self, state: State) -> None:
+        parts = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+        set_state_dict(self.model, self.optimizer, **parts)
+
+    def step(self) -> float:
+        loss = self.model(torch.randn(4, 6)).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
 # Models --------------------------------------------------------------------------------------------------------------
 def tied(mesh: DeviceMesh, **options: Any) -> Module:
     model = Tied()
@@ -99,7 +125,7 @@ def on_two(seed: int) -> State:
     offloaded = Sequential(Linear(6, 1), Linear(1, 6))
     fully_shard(offloaded, mesh=mesh, offload_policy=CPUOffloadPolicy(pin_memory=False))
     models = {"kept": kept, "wrapped": wrapped, "compiled": compiled, "offloaded": offloaded}
-    return with_optimizers(models) | {"loose": loose(mesh, seed), "step": -1}
+    return with_optimizers(models) | {"loose": loose(mesh, seed), "step": -1, "app": AppState(mesh)}
 
 
 def on_four(seed: int) -> State:
@@ -176,6 +202,8 @@ def step_of(state: State, step: int) -> list[float]:
         with torch.no_grad():  # leaves gathered parameters behind where they are not sharded again after it
             model(torch.randint(11, (4,)) if hasattr(model, "embedding") else torch.randn(4, 6))
         losses.append(float(loss.detach()))
+    if "app" in state:
+        losses.append(state["app"].step())
     for tensor in state["loose"].values():
         with torch.no_grad():
             tensor.mul_(1.5).add_(step)
@@ -194,7 +222,9 @@ def digest(state: State) -> dict[str, str]:
 
 def tensors(state: State) -> Iterator[tuple[str, torch.Tensor]]:
     for name, x in state.items():
-        if isinstance(x, Module):
+        if isinstance(x, AppState):
+            yield from tensors({f"{name}.model": x.model, f"{name}.optimizer": x.optimizer})
+        elif isinstance(x, Module):
             yield from ((f"{name}.{key}", t) for key, t in x.state_dict().items())
         elif isinstance(x, torch.optim.Optimizer):
             for i, entries in enumerate(x.state.values()):

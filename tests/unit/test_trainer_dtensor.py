@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
-from holdfast.errors import UnsupportedValueError  # noqa: E402
+from holdfast.errors import StructureError, UnsupportedValueError  # noqa: E402
 from holdfast.format.image import lay_out, seal  # noqa: E402
 from holdfast.trainer import dtensor  # noqa: E402
 from holdfast.trainer.capture import Capture  # noqa: E402
@@ -152,6 +152,36 @@ def test_a_shard_takes_what_it_needs_of_a_whole_tensor(mesh, placements, saved):
     live = torch.zeros_like(made(mesh, *placements, shape=(6, 8)))
     fill({"w": live}, [image_of({"w": whole})])
     assert torch.equal(dtensor.local_of(live), made(mesh, *placements, shape=(6, 8)).to_local())
+
+
+class App:
+    """An object that gives and takes its state itself, as users of torch DCP write it."""
+
+    def __init__(self, weight: DTensor) -> None:
+        self.weight, self.seen = weight, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"deep": [{"weight": self.weight.clone()}], "seen": self.seen, "plain": torch.ones(2)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        given = state["deep"][0]["weight"]
+        assert given.placements == self.weight.placements
+        self.weight.copy_(given)
+        self.seen = state["seen"]
+        assert type(state["plain"]) is torch.Tensor
+
+
+def test_an_object_with_a_state_of_its_own_gets_its_shards_back_as_it_has_them(mesh):
+    saved = App(made(mesh, Replicate(), Replicate(), shape=(6, 8)))
+    saved.seen = 7
+    live = App(torch.zeros_like(made(mesh, Shard(0), Shard(1), shape=(6, 8))))
+    fill({"app": live}, [image_of({"app": saved})])
+    assert live.seen == 7
+    assert torch.equal(live.weight.to_local(), made(mesh, Shard(0), Shard(1), shape=(6, 8)).to_local())
+
+    other = App(torch.zeros_like(made(mesh, Shard(0), Shard(1), shape=(6, 9))))
+    with pytest.raises(StructureError, match=r"app\.deep\.0\.weight"):
+        fill({"app": other}, [image_of({"app": saved})])
 
 
 def image_of(state: dict[str, Any]) -> Any:

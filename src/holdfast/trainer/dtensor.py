@@ -42,6 +42,11 @@ def is_dtensor(tensor: torch.Tensor) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
+def can_exist() -> bool:
+    """Whether torch's module of DTensors was imported by anyone."""
+    return _kind() is not None
+
+
 def _kind() -> type | None:
     module = sys.modules.get("torch.distributed.tensor")
     return getattr(module, "DTensor", None)

@@ -22,6 +22,7 @@ from holdfast.trainer.forms import Form
 from holdfast.trainer.match_optimizer import match_optimizer
 from holdfast.trainer.match_part import match_part
 from holdfast.trainer.match_parts import match_parts, new_parts, same_parts
+from holdfast.trainer.match_stateful import sharded_in
 from holdfast.trainer.modules import loads_itself, state_dict_of
 from holdfast.trainer.parts import is_simple, parts_of
 from holdfast.trainer.per_rank import PerRank
@@ -49,6 +50,7 @@ class Matcher:
         copies: (live tensor, what it gets).
         created: tensors allocated for what has no live counterpart, by rank of the scope and name.
         unfit: ids of live tensors that the checkpoint has nothing for; their optimizer state is not taken either.
+        laid_out: DTensors that objects with a state of their own will take back, by name.
         first: what to do before anything is put in place: tensors made anew are copied over live ones.
     """
 
@@ -62,6 +64,7 @@ class Matcher:
         self.copies: list[tuple[torch.Tensor, SavedTensor]] = []
         self.created: dict[tuple[int | None, str], torch.Tensor] = {}
         self.first: list[Build] = []
+        self.laid_out: dict[str, torch.Tensor] = {}
         self._modules, self._optimizers = live.modules, live.optimizers
         self._rank, self._world_size = rank, world_size
         self._used: set[tuple[int | None, str]] = set()
@@ -217,6 +220,11 @@ class Matcher:
         if found is None:
             self.differences.note("missing", name)
             return lambda: None
+        live = self.laid_out.get(name)
+        if live is not None:
+            if self.same_form(name, live, found):
+                self.copies.append((live, found))
+            return lambda: live
         tensor = self.create(found, scope, device)
         return lambda: tensor
 
@@ -281,6 +289,8 @@ class Matcher:
         if value is MISSING:
             self.differences.note("missing", path, form_of(x))
             return lambda: x
+        if scope.rank is None:
+            self.laid_out |= sharded_in(path, x, value)
         build = self.new(value, scope)
 
         def load() -> Any:

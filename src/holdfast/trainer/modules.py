@@ -248,7 +248,7 @@ def state_dict_of(module: Module, path: str) -> tuple[dict[str, Any], dict[str, 
 
     Raises: UnsupportedValueError: it is wrapped by FSDP1, which gathers in `state_dict()`, on all ranks or never.
     """
-    if any(type(m).__module__ == _FSDP1 for m in module.modules()):
+    if any(kind.__module__ == _FSDP1 for m in module.modules() for kind in type(m).__mro__):
         raise UnsupportedValueError(
             f"{path!r} is wrapped by FullyShardedDataParallel",
             hint="shard it with torch.distributed.fsdp.fully_shard (FSDP2)",

@@ -343,6 +343,33 @@ def changing(tell: Tell, url: str) -> tuple[int | None, dict[str, str], dict[str
     return start, before, digest(fresh)
 
 
+def with_frozen_shards(tell: Tell, url: str) -> tuple[int | None, dict[str, str], dict[str, str]]:
+    """Most of the parameters are no optimizer's; one write into them, and a load of all of it."""
+    state = adapted()
+    with holdfast.Checkpointer(url) as ckpt:
+        ckpt.load(state)
+        for step in range(4):
+            state["model"](torch.randn(2, 6)).square().sum().backward()
+            state["optim"].step()
+            if step == 2:
+                dtensor.local_of(state["model"][0].weight).data.add_(1)
+            ckpt.save(step, state)
+        before = digest(state)
+    fresh = adapted()
+    with holdfast.Checkpointer(url) as ckpt:
+        start = ckpt.load(fresh)
+    return start, before, digest(fresh)
+
+
+def adapted() -> State:
+    mesh = init_device_mesh("cpu", (2,))
+    model = Sequential(Linear(6, 100_000), Linear(100_000, 6))
+    model[0].requires_grad_(False)
+    for part in (*model, model):
+        fully_shard(part, mesh=mesh)
+    return {"model": model, "optim": torch.optim.AdamW(model[1].parameters(), lr=0.01)}
+
+
 def grown(tensors: int, **keep: Any) -> State:
     mesh = init_device_mesh("cpu", (2,))
     if not keep:

@@ -80,6 +80,13 @@ def test_a_structure_that_changes_is_saved_whole(place, forker):
     assert {(grid >= 1).all() for grid in written(place.images(1, 2)).values()} == {True}
 
 
+def test_frozen_shards_stand_in_an_image_that_steps_share(place, forker):
+    for start, before, after in processes.start(forker, 2, sharded_jobs.with_frozen_shards, place.url).values(80):
+        assert start == 3
+        assert before == after
+    assert [len(place.images(1, step)) for step in range(4)] == [4, 2, 4, 2]
+
+
 def is_what_torch_puts_together(place, name, model, together):
     """Load into a plain model, optimizer and tensors, in one process without any mesh; and read one without a state."""
     state = sharded_jobs.with_optimizers({"kept" if name == "kept" else "hsdp": model, name: model})

@@ -15,6 +15,7 @@ from math import prod
 from operator import not_
 
 import torch
+import torch.distributed as dist
 
 from holdfast.trainer.structure import Box, Boxes
 
@@ -43,8 +44,8 @@ def is_dtensor(tensor: torch.Tensor) -> bool:
 
 
 def can_exist() -> bool:
-    """Whether torch's module of DTensors was imported by anyone."""
-    return _kind() is not None
+    """Whether torch's module of DTensors was imported by anyone, and there are ranks to make a mesh of."""
+    return _kind() is not None and dist.is_available() and dist.is_initialized()
 
 
 def _kind() -> type | None:

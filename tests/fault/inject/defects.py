@@ -118,7 +118,7 @@ def _staged_before_it_is_copied(patch: Patch) -> None:
             from holdfast.trainer import stage as module
 
             copy = module.copy
-            module.copy = lambda *tensors: threading.Timer(0.02, copy, tensors).start()
+            module.copy = lambda *tensors, **how: threading.Timer(0.02, copy, tensors, how).start()
             try:
                 stage(*args, **kwargs)
             finally:

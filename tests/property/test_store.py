@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.unit.store_fixtures import Checkpoint, begin, commit_images, make, upload
+from tests.unit.store_fixtures import Checkpoint, Image, begin, commit_images, keys, make, make_sharing, upload
 
 from holdfast.errors import NotFoundError
 from holdfast.format import names
-from holdfast.model.identity import CheckpointId
+from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.place import Keep
 from holdfast.store.attempts import read_attempts
 from holdfast.store.catalog import is_tombstoned, read_catalog
@@ -45,6 +45,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.flushed: dict[CheckpointId, Checkpoint] = {}
         self.committed: dict[CheckpointId, Checkpoint] = {}
         self.gone: dict[CheckpointId, Checkpoint] = {}
+        self.shared: list[Image] | None = None
+        """What the next step may rely on."""
 
     def faulty(self, crash) -> Faults:
         if crash is None:
@@ -57,16 +59,27 @@ class StoreMachine(RuleBasedStateMachine):
     def lineage(self):
         return read_attempts([self.tier]).lineage
 
-    @rule(crash=crashes)
-    def flush(self, crash):
+    @rule(crash=crashes, kind=st.sampled_from(["alone", "shares anew", "shares"]))
+    def flush(self, crash, kind):
         self.step += 10
-        checkpoint = make(self.attempt, self.step, seed=self.attempt)
+        if kind == "alone":
+            checkpoint = make(self.attempt, self.step, seed=self.attempt)
+        else:
+            shared = self.shared if kind == "shares" else None
+            checkpoint = make_sharing(self.attempt, self.step, shared, seed=self.attempt)
+            self.shared = checkpoint.images[:2]
         try:
             upload(self.faulty(crash), checkpoint)
         except CrashError:
             self.tier.sweep()
-        if len(list(self.tier.list(names.step_prefix(checkpoint.id)))) == len(checkpoint.images):
+        if {i.key for i in checkpoint.images} <= set(keys(self.tier)):
             self.flushed[checkpoint.id] = checkpoint
+
+    @property
+    def under_way(self) -> set[ImageId]:
+        """Images that steps still to be committed name, or may."""
+        shared = self.shared or []
+        return {i.record.id for c in self.flushed.values() for i in c.images} | {i.record.id for i in shared}
 
     @precondition(lambda self: any(c in self.lineage for c in self.flushed))
     @rule(crash=crashes, data=st.data())
@@ -93,7 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
     def execute(self, plan: PrunePlan, crash):
         assert {d.id for d in plan.deletions} <= {*self.committed, *self.gone}
         try:
-            execute_prune(self.faulty(crash), plan, authority=self.tier, owner=self.attempt)
+            execute_prune(self.faulty(crash), plan, authority=self.tier, owner=self.attempt, spare=self.under_way)
         except CrashError:
             self.tier.sweep()
         for deletion in plan.deletions:
@@ -120,19 +133,25 @@ class StoreMachine(RuleBasedStateMachine):
                 self.committed[entry.id] = self.flushed.pop(entry.id)
         plan = plan_prune(read_catalog(self.tier), self.lineage, keep=Keep())
         assert {d.id for d in plan.deletions} <= set(self.gone)
-        execute_prune(self.tier, plan, authority=self.tier, owner=self.attempt)
-        swept = plan_sweep(read_catalog(self.tier), in_flight=list(self.flushed))
+        execute_prune(self.tier, plan, authority=self.tier, owner=self.attempt, spare=self.under_way)
+        in_flight = [*self.flushed, *(i.checkpoint for i in self.under_way)]
+        swept = plan_sweep(read_catalog(self.tier), in_flight=in_flight)
         execute_sweep(self.tier, swept, authority=self.tier, owner=self.attempt)
-        for entry in read_catalog(self.tier):
-            assert not entry.tombstoned or not entry.images
+        found = read_catalog(self.tier)
+        for entry in found:
+            assert not entry.tombstoned or entry.images.keys() <= found.named() | self.under_way
 
     @precondition(lambda self: self.gone)
     @rule(data=st.data())
     def late_flush(self, data):
         """An agent that knew nothing of the deletion writes the images once more."""
         late = self.gone[data.draw(st.sampled_from(sorted(self.gone)))]
+        kept = read_catalog(self.tier).named() | self.under_way
         for image in late.images:
-            self.tier.delete(image.key)
+            if image.record.id not in kept and image.record.id.checkpoint == late.id:
+                self.tier.delete(image.key)
+        if any(i.record.id in kept and i.record.id.checkpoint == late.id for i in late.images):
+            return  # it would be put twice
         upload(self.tier, late)
         if is_tombstoned(self.tier, late.id) and late.id in self.lineage:
             try:
@@ -147,6 +166,7 @@ class StoreMachine(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from(sorted(c for c in self.committed if c in self.lineage)))
         self.attempt = begin(self.tier, parent)
         self.step = parent.step
+        self.shared = None
 
     @invariant()
     def committed_ones_are_loadable_and_deleted_ones_are_not(self):

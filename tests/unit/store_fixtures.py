@@ -86,9 +86,28 @@ def make(attempt: int, step: int, *, world_size: int = 2, elements: int = 100, s
     return Checkpoint(CheckpointId(attempt, step), made, plain)
 
 
+def make_sharing(attempt: int, step: int, shared: list[Image] | None, *, seed: int = 0) -> Checkpoint:
+    """A step whose ranks have a second image each: of their own, or (`shared`) of an older step."""
+    plain = encode({"step": step})
+    second = shared or [make_image(ImageId(attempt, step, r, 1), image_count=2, seed=seed) for r in range(2)]
+    first = [
+        make_image(
+            ImageId(attempt, step, rank),
+            image_count=2,
+            relies_on=() if shared is None else (shared[rank].record.id,),
+            plain=b"" if rank else plain,
+            seed=seed,
+        )
+        for rank in range(2)
+    ]
+    return Checkpoint(CheckpointId(attempt, step), [*second, *first], plain)
+
+
 def upload(tier: Tier, checkpoint: Checkpoint) -> None:
+    there = set(keys(tier))
     for image in checkpoint.images:
-        put_image(tier, image)
+        if image.record.id.checkpoint == checkpoint.id or image.key not in there:
+            put_image(tier, image)
 
 
 def put_image(tier: Tier, image: Image) -> None:

@@ -80,7 +80,7 @@ def _shared_memory() -> set[Path]:
     """Without what another run on the same machine made: it says whose it is."""
     mine = f"holdfast-test-{os.getpid()}-"
     found = Path("/dev/shm").glob("holdfast-*")
-    return {p for p in found if p.name.startswith(mine) or not p.name.startswith("holdfast-test-")}
+    return {p for p in found if p.name.startswith(mine) or not p.name.startswith(("holdfast-test-", "holdfast-bench-"))}
 
 
 def _in_use_elsewhere(path: Path) -> bool:

@@ -5,13 +5,14 @@ Foreign files are passed over; damage is told, not raised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
+from holdfast.model.image import ImageRecord
 from holdfast.model.manifest import Manifest, ManifestSummary
 from holdfast.model.notes import Notes
 from holdfast.store.quarantine import quarantined
@@ -145,39 +146,61 @@ def read_catalog(
 
     Raises: what listing raises. A manifest that cannot be read is the `problem` of its entry.
     """
-    images: dict[CheckpointId, dict[ImageId, int]] = {}
-    for info in tier.list(names.IMAGES):
-        image = names.parse_image_key(info.key)
-        if image is not None:
-            images.setdefault(image.checkpoint, {})[image] = info.size_bytes
+    images = _images(tier, names.IMAGES)
     tombstones = {names.parse_tombstone_key(i.key) for i in tier.list(names.TOMBSTONES)} - {None}
-    manifests = {c: i.version for i in tier.list(names.MANIFESTS) if (c := names.parse_manifest_key(i.key)) is not None}
-    known = known or KnownManifests()
-    seen: dict[CheckpointId, tuple[str, ManifestSummary]] = {}
-    bad = quarantined(tier)
+    versions = {c: i.version for i in tier.list(names.MANIFESTS) if (c := names.parse_manifest_key(i.key)) is not None}
+    manifests = _manifests(tier, versions, known or KnownManifests())
+    called = {c: [r for r in m.images if calls_for(r.id)] for c, (m, _) in manifests.items() if m is not None}
+    _look_again(tier, images, [r for c, records in called.items() if c not in tombstones for r in records])
     sizes = {image: size for step in images.values() for image, size in step.items()}
+    bad = quarantined(tier)
     entries = []
     for checkpoint in sorted({*images, *manifests, *(c for c in tombstones if c is not None)}):
-        manifest, problem = None, None
-        if checkpoint in manifests:
-            manifest = known.get(checkpoint, manifests[checkpoint])
-            if manifest is None:
-                manifest, problem = _read(tier, checkpoint)
-        if manifest is not None:
-            seen[checkpoint] = manifests[checkpoint], manifest
-        called = [r for r in manifest.images if calls_for(r.id)] if manifest else []
+        manifest, problem = manifests.get(checkpoint, (None, None))
+        records = called.get(checkpoint, [])
         entry = CatalogEntry(
             id=checkpoint,
             manifest=manifest,
             images=images.get(checkpoint, {}),
             tombstoned=checkpoint in tombstones,
-            missing=tuple(r.id for r in called if sizes.get(r.id) != r.size_bytes),
-            bad=tuple(r.id for r in called if r.id in bad),
+            missing=tuple(r.id for r in records if sizes.get(r.id) != r.size_bytes),
+            bad=tuple(r.id for r in records if r.id in bad),
             problem=problem,
         )
         entries.append(entry)
-    known.leave(seen)
     return Catalog(tier.name, tuple(entries), bad)
+
+
+_Read = tuple[ManifestSummary | None, HoldfastError | None]
+
+
+def _images(tier: Tier, prefix: str) -> dict[CheckpointId, dict[ImageId, int]]:
+    images: dict[CheckpointId, dict[ImageId, int]] = {}
+    for info in tier.list(prefix):
+        image = names.parse_image_key(info.key)
+        if image is not None:
+            images.setdefault(image.checkpoint, {})[image] = info.size_bytes
+    return images
+
+
+def _manifests(tier: Tier, versions: Mapping[CheckpointId, str], known: KnownManifests) -> dict[CheckpointId, _Read]:
+    found: dict[CheckpointId, _Read] = {}
+    seen: dict[CheckpointId, tuple[str, ManifestSummary]] = {}
+    for checkpoint, version in versions.items():
+        manifest, problem = known.get(checkpoint, version), None
+        if manifest is None:
+            manifest, problem = _read(tier, checkpoint)
+        if manifest is not None:
+            seen[checkpoint] = version, manifest
+        found[checkpoint] = manifest, problem
+    known.leave(seen)
+    return found
+
+
+def _look_again(tier: Tier, images: dict[CheckpointId, dict[ImageId, int]], called: Iterable[ImageRecord]) -> None:
+    """Images are listed before manifests: those of a checkpoint committed just in between seem to be missing."""
+    for checkpoint in {r.id.checkpoint for r in called if r.id not in images.get(r.id.checkpoint, {})}:
+        images.update(_images(tier, names.step_prefix(checkpoint)))
 
 
 def read_manifest(tier: Tier, checkpoint: CheckpointId) -> Manifest:
@@ -205,7 +228,7 @@ def is_tombstoned(tier: Tier, checkpoint: CheckpointId) -> bool:
     return True
 
 
-def _read(tier: Tier, checkpoint: CheckpointId) -> tuple[ManifestSummary | None, HoldfastError | None]:
+def _read(tier: Tier, checkpoint: CheckpointId) -> _Read:
     try:
         manifest = read_manifest(tier, checkpoint)
         return ManifestSummary(checkpoint, manifest.images, manifest.notes), None

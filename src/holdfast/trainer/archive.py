@@ -64,7 +64,7 @@ class Archive:
             )
         failed: set[CheckpointId] = set()
         for _ in range(_MAX_TRIES):
-            catalog = self._catalog()
+            catalog = read_catalog(self._tier)
             attempts = read_attempts([self._tier])
             manifest = self._newest(catalog, attempts.lineage if attempts.highest else None, step, failed)
             if manifest is None:
@@ -81,13 +81,6 @@ class Archive:
                 log.warning("took %s; passed over: %s", manifest.id, "; ".join(self.notes))
             return manifest.id, found
         raise LoadError(f"gave up after {_MAX_TRIES} steps: {'; '.join(self.notes)}", step=step)
-
-    def _catalog(self) -> Catalog:
-        found = read_catalog(self._tier)
-        if any(entry.committed and entry.missing for entry in found):
-            # Images are listed before manifests: of a checkpoint committed just in between they seem to be missing.
-            found = read_catalog(self._tier)
-        return found
 
     def _newest(
         self, catalog: Catalog, lineage: Lineage | None, step: int | None, failed: set[CheckpointId]

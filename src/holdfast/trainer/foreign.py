@@ -36,7 +36,7 @@ def load(
     state: dict[str, Any],
     *,
     step: int | None = None,
-    only: Collection[str] | None = None,
+    only: Collection[str] | None = ("model",),
     strict: bool = True,
 ) -> LoadedStep | None:
     """Load a checkpoint of any run into `state`, in place: a warm start, an evaluation, another job's weights.
@@ -49,7 +49,7 @@ def load(
         url: a tier of the run: `"file:///data/run7"`. Only what is committed there is seen.
         state: as for `Checkpointer.load`. Keys that the checkpoint has besides are not asked for.
         step: this one of the lineage; None: the newest that loads.
-        only: keys of the state, or dotted names below them, to load; None: the whole state.
+        only: keys of the state, or dotted names below them, to load; None: all that the state has.
         strict: whether what is asked for must be the same on both sides; if not, what fits is loaded, a warning tells
             of the rest, and the `differences` of the answer list it.
 

@@ -35,7 +35,8 @@ class Selection:
             near = likely_names(absent, there)
             raise StructureError(
                 f"the state has no {', '.join(map(repr, absent))}",
-                hint="`only` takes keys of the state, or dotted names below them" + (f"; {near}" if near else ""),
+                hint="`only` takes keys of the state, or dotted names below them, or None for all that the state has"
+                + (f"; {near}" if near else ""),
             )
 
     def whole(self, path: str, what: str) -> StructureError:

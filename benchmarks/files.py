@@ -38,7 +38,7 @@ def places(on: Path) -> Iterator[Places]:
     on.mkdir(parents=True, exist_ok=True)
     found = Places(
         Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir=on)),
-        Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir=_SHM)),
+        Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir=os.environ.get("HOLDFAST_ARENA_DIR", _SHM))),
     )
     try:
         yield found

@@ -21,7 +21,7 @@ def run(record: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_piece_is_measured_once_and_shown_from_its_record(tmp_path):
+def test_a_piece_is_measured_once_and_shown_from_its_record(tmp_path, place):
     record = tmp_path / "table.json"
     assert "Holdfast" in run(record, *PIECE)
     cell = json.loads(record.read_text())["cells"]["tensors/save/1/dcp-thread-best"]
@@ -32,4 +32,5 @@ def test_a_piece_is_measured_once_and_shown_from_its_record(tmp_path):
     assert "over_copy_s" in ours
     assert "in the record already" in run(record, *PIECE)
     assert run(record, "--show", "--markdown").count("\n| ") >= 2
+    assert not list(place.arena_dir.iterdir())
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".html", ".json", ".log"]

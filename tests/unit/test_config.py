@@ -112,6 +112,18 @@ def test_a_setting_that_is_no_whole_number_says_so() -> None:
     assert caught.value.hint
 
 
+def test_the_home_is_the_first_shared_tier(tmp_path):
+    tiers = (
+        TierConfig("memory:"),
+        TierConfig("/mnt/fast/a", scope="node"),
+        TierConfig("/data/run7"),
+        TierConfig("/far/b"),
+    )
+    assert Config(tiers=tiers).resolve({}).home == "file:///data/run7"
+    assert Config(tiers=tiers).resolve({}).run == "run7"
+    assert Config(tiers=tiers[:2]).resolve({}).home == "file:///mnt/fast/a", "one node alone has no other"
+
+
 def test_the_arena_is_one_directory_per_user_run_and_home() -> None:
     a = arena_directory("/dev/shm", "run7", "file:///x/run7")
     assert a == arena_directory("/dev/shm", "run7", "file:///x/run7")

@@ -184,7 +184,7 @@ class Shelf:
     @property
     def authority(self) -> Tier:
         """The tier attempts are claimed on."""
-        return self.tiers[next(r.name for r in self._settings.tiers if not r.is_memory)]
+        return self.tiers[self._settings.home_tier.name]
 
     def recyclable(self, tier: str) -> tuple[int, int]:
         """How many files of deleted images wait there for new ones, and their bytes. Asks no disk."""

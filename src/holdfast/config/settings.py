@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.model.place import TierRule
+from holdfast.model.place import TierRule, home_of
 
 _RUN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -62,9 +62,14 @@ class Settings:
                     yield name, getattr(value, "value", value), self.sources.get(name, "")
 
     @property
+    def home_tier(self) -> TierRule:
+        """The tier on which attempts are claimed."""
+        return home_of(self.tiers)
+
+    @property
     def home(self) -> str:
-        """The URL of the tier on which attempts are claimed: the first that is not memory."""
-        return next(t.url for t in self.tiers if not t.is_memory)
+        """Its URL."""
+        return self.home_tier.url
 
     @property
     def memory(self) -> TierRule | None:

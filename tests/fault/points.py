@@ -29,7 +29,7 @@ TRAINER_POINTS: Points = {
     "attaching": Fault(TRAINER, f"{SESSION}._tie", "after"),
     "preparing": Fault(TRAINER, f"{SESSION}.prepare"),
     "prepared": Fault(TRAINER, f"{SESSION}.prepare", "after"),
-    "faulting its slots": Fault(TRAINER, "holdfast.wire.pages:populate"),
+    "faulting its slots": Fault(TRAINER, "holdfast.wire.mapped:populate"),
     "claiming": Fault(TRAINER, f"{SAVES}._claim"),
     "claimed": Fault(TRAINER, f"{SAVES}._claim", "after"),
     "slot taken": Fault(TRAINER, f"{SLOTS}.take", "after", 3),

@@ -30,7 +30,7 @@ SLOWED = [
     (AGENT, "holdfast.agent.shelf:Shelf.claim"),
     (AGENT, "holdfast.agent.shelf:Shelf.catalog"),
     (TRAINER, "holdfast.trainer.move:move"),
-    (TRAINER, "holdfast.wire.pages:populate"),
+    (TRAINER, "holdfast.wire.mapped:populate"),
 ]
 
 

@@ -13,7 +13,7 @@ from tests.integration.place import due  # noqa: E402
 
 import holdfast  # noqa: E402
 from holdfast.errors import StructureError, UnsupportedValueError  # noqa: E402
-from holdfast.wire.pages import populate  # noqa: E402
+from holdfast.wire.mapped import populate  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -10,7 +10,9 @@ from holdfast.cli import arenas, main
 from holdfast.config import Config, Settings
 from holdfast.errors import RunBusyError
 from holdfast.model.identity import CheckpointId
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage, SlotState, TrainerPage, process_start
+from holdfast.wire.mapped import MappedFile
+from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState, TrainerPage
+from holdfast.wire.processes import process_start
 from holdfast.wire.spawn import write_config
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from holdfast.agent.launches import Launches
 from holdfast.wire import messages
-from holdfast.wire.pages import LetGo, process_start
+from holdfast.wire.pages import LetGo
+from holdfast.wire.processes import process_start
 
 LAUNCH = "0123456789abcdef" * 2
 

@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import AgentError
-from holdfast.wire.pages import (
-    PAGE_BYTES,
-    MappedFile,
-    RunPage,
-    SlotPage,
-    TrainerPage,
-    populate,
-    process_alive,
-    process_start,
-)
+from holdfast.wire.mapped import MappedFile, populate
+from holdfast.wire.pages import PAGE_BYTES, RunPage, SlotPage, TrainerPage
+from holdfast.wire.processes import process_alive, process_start
 
 
 @pytest.mark.parametrize("kind", [SlotPage, TrainerPage, RunPage])

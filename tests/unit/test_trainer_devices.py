@@ -14,7 +14,8 @@ from tests.images import fill, images_of
 from holdfast.config import Config
 from holdfast.trainer.devices import page_lock, page_lock_for
 from holdfast.trainer.slots import Slots
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage
+from holdfast.wire.mapped import MappedFile
+from holdfast.wire.pages import PAGE_BYTES, SlotPage
 
 pytestmark = pytest.mark.torch
 

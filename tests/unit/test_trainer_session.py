@@ -9,9 +9,11 @@ import pytest
 from holdfast.config import Config
 from holdfast.errors import AgentError
 from holdfast.trainer import session as module
+from holdfast.trainer import tie as ties
 from holdfast.trainer.session import Session
 from holdfast.wire import messages
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, RunPage, TrainerPage
+from holdfast.wire.mapped import MappedFile
+from holdfast.wire.pages import PAGE_BYTES, RunPage, TrainerPage
 
 BOUND_S = 0.2
 
@@ -57,7 +59,7 @@ def agent(tmp_path, monkeypatch):
     for name in ("ensure_agent", "AgentClient"):
         monkeypatch.setattr(module, name, lambda _: made)
     monkeypatch.setattr(module, "spawn_agent", lambda _: None)
-    monkeypatch.setattr(module, "Attachment", Attachment)
+    monkeypatch.setattr(ties, "Attachment", Attachment)
     return made
 
 

@@ -36,7 +36,9 @@ from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
 from holdfast.model.identity import CheckpointId
 from holdfast.wire import messages
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, RunPage, SlotState, process_start
+from holdfast.wire.mapped import MappedFile
+from holdfast.wire.pages import PAGE_BYTES, RunPage, SlotState
+from holdfast.wire.processes import process_start
 
 log = logging.getLogger("holdfast.agent")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from holdfast.errors import CapacityError
 from holdfast.units import format_bytes
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage, SlotState, populate
+from holdfast.wire.mapped import MappedFile, populate
+from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
 
 _SLOT = "slot-"
 _HINT = (

@@ -19,7 +19,8 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.store.catalog import Wound
 from holdfast.wire import messages
-from holdfast.wire.pages import SlotState, barrier, process_start
+from holdfast.wire.pages import SlotState, barrier
+from holdfast.wire.processes import process_start
 
 log = logging.getLogger("holdfast.agent")
 

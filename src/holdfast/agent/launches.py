@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import RunBusyError
+from holdfast.wire.mapped import MappedFile
 from holdfast.wire.messages import Launch
-from holdfast.wire.pages import PAGE_BYTES, LetGo, MappedFile, TrainerPage, process_alive
+from holdfast.wire.pages import PAGE_BYTES, LetGo, TrainerPage
+from holdfast.wire.processes import process_alive
 
 
 @dataclass(slots=True)

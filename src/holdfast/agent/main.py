@@ -17,7 +17,7 @@ from pathlib import Path
 from holdfast.agent.agent import Agent
 from holdfast.agent.server import Server
 from holdfast.errors import HoldfastError
-from holdfast.wire.spawn import LOCK, SOCKET, answers, read_config
+from holdfast.wire.spawn import LOCK, SOCKET, answers, read_config, served
 
 log = logging.getLogger("holdfast.agent")
 
@@ -85,6 +85,7 @@ async def _serve(arena: Path) -> int:
     try:
         await agent.start()
         runner = await Server(agent).serve(arena / SOCKET)
+        served(arena)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.terminate)
         log.info("agent %d serves %s", os.getpid(), arena)

@@ -10,7 +10,8 @@ from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.place import TierRule
 from holdfast.policy.schedule import names_of_mask
-from holdfast.wire.pages import SlotPage, SlotState, process_alive
+from holdfast.wire.pages import SlotPage, SlotState
+from holdfast.wire.processes import process_alive
 
 Dispatch = Callable[[events.NodeEvent], None]
 _OWNER_EVERY = 16

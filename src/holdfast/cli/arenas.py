@@ -19,7 +19,8 @@ from holdfast.config import Settings
 from holdfast.errors import AgentError, HoldfastError, RunBusyError
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.wire.client import AgentClient
-from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState, TrainerPage, process_alive
+from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState, TrainerPage
+from holdfast.wire.processes import process_alive
 from holdfast.wire.spawn import CONFIG, LOCK, SOCKET, answers, read_config
 
 BLOCK_BYTES = 512

@@ -39,7 +39,7 @@ class Durability:
             self._images.found(event.tier, actions.KnownImage(event.record, event.header))
         if event.image.image and event.image in self._ledger.sharing.images:
             self._ledger.sharing.images[event.image].tiers.add(event.tier)
-        for record in self._images.steps_of(event.image):
+        for record in self._ledger.steps_of(event.image):
             self._stands(record, event)
 
     def _stands(self, record: StepRecord, event: events.TierReceipt) -> None:

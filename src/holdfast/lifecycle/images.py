@@ -1,11 +1,12 @@
-"""The run machine's part about images and ranks: who staged what, what is whole, what never will be."""
+"""The run machine's part about images: who staged what, what is whole, what is bad."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from holdfast.errors import CorruptError, SkippedError, StepLostError, SupersededError
+from holdfast.errors import CorruptError, SkippedError, SupersededError
 from holdfast.lifecycle import actions, events
+from holdfast.lifecycle.presence import Presence
 from holdfast.lifecycle.progress import Progress
 from holdfast.lifecycle.steps import OPEN, Check, StepRecord, TierProgress, TierState
 from holdfast.model.identity import CheckpointId, ImageId
@@ -17,8 +18,9 @@ class Images:
     Threads: none.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, presence: Presence) -> None:
         self._p = progress
+        self._presence = presence
         self._ledger = progress.ledger
 
     # -- announced ----------------------------------------------------------------------------------------------------
@@ -64,18 +66,12 @@ class Images:
     def _shared_staged(self, event: events.ImageStaged) -> None:
         """It is of no step until the first image of one names it."""
         self._ledger.sharing.of(event.image).hold(event.node)
-        for record in self.steps_of(event.image):
+        for record in self._ledger.steps_of(event.image):
             if not record.lost:
                 self._ledger.sharing.fill(record, event.image)
                 self._p.advance(record)
                 self._p.drop_if_missing(record)
                 self._p.changed(record)
-
-    def steps_of(self, image: ImageId) -> list[StepRecord]:
-        """The steps an image belongs to: its own, or those that name it."""
-        shared = self._ledger.sharing.images.get(image)
-        steps = [image.checkpoint] if image.image == 0 else sorted(shared.steps) if shared is not None else []
-        return [self._ledger.records[c] for c in steps if c in self._ledger.records]
 
     def _admit(self, checkpoint: CheckpointId) -> StepRecord:
         """The record of a step somebody speaks of; lost from the start when it was left behind."""
@@ -151,7 +147,7 @@ class Images:
             shared.known = shared.known or image
             shared.hold(event.node)
             shared.memory.add(event.node)
-            records = [r for r in self.steps_of(event.record.id) if not r.lost]
+            records = [r for r in self._ledger.steps_of(event.record.id) if not r.lost]
         else:
             records = [self._p.record(event.record.id.checkpoint)]
         for record in records:
@@ -174,7 +170,7 @@ class Images:
             shared = self._ledger.sharing.of(image.record.id)
             shared.known = shared.known or image
             shared.tiers.add(tier)
-            for record in self.steps_of(image.record.id):
+            for record in self._ledger.steps_of(image.record.id):
                 if not record.lost:
                     self._ledger.sharing.fill(record, image.record.id)
                     self._p.advance(record)
@@ -197,23 +193,18 @@ class Images:
         self._p.lose(record, error, TierState.FAILED)
         return False
 
-    def memory_gone(self, node: str, image: ImageId) -> None:
-        """A node holds the image no more."""
-        shared = self._ledger.sharing.images.get(image)
-        if shared is not None:
-            shared.let_go(node)
-        for record in self.steps_of(image):
-            self._let_go(record, node, [image])
-        self._p.forget_shared(self._ledger.sharing.idle([image]))
-
-    def _let_go(self, record: StepRecord, node: str, images: Iterable[ImageId]) -> None:
-        for image in images:
-            record.let_go(image, node)
-        if record.told_whole and not record.whole:
-            record.told_whole = False
-            self._p.to_nodes(events.Release(record.id))
-        if not record.settled:
-            self._p.drop_if_missing(record)
+    # -- checked ------------------------------------------------------------------------------------------------------
+    def checked(self, event: events.WholeChecked) -> None:
+        """Whether the images cover the step."""
+        record = self._ledger.records.get(event.checkpoint)
+        if record is None or record.lost or record.check is not Check.RUNNING:
+            return
+        if event.error is not None:
+            self._p.report(event.error)
+            self._p.lose(record, event.error, TierState.FAILED)
+            return
+        record.check = Check.PASSED
+        self._p.advance(record)
         self._p.changed(record)
 
     def failed(self, event: events.ImageFailed) -> None:
@@ -221,9 +212,9 @@ class Images:
         if not event.image.image:
             self._failed(self._p.record(event.image.checkpoint), event)
             return
-        for record in self.steps_of(event.image):
+        for record in self._ledger.steps_of(event.image):
             self._failed(record, event)
-        self.memory_gone(event.node, event.image)
+        self._presence.memory_gone(event.node, event.image)
 
     def _failed(self, record: StepRecord, event: events.ImageFailed) -> None:
         record.let_go(event.image, event.node)
@@ -239,81 +230,7 @@ class Images:
             for name in record.open_tiers:
                 if event.image not in record.tiers[name].images:
                     self._p.close_tier(record, name, TierState.FAILED, event.error)
-        self._let_go(record, event.node, [event.image])
-
-    def node_gone(self, node: str) -> None:
-        """A node and its memory are lost."""
-        self._ledger.untold.discard(node)
-        for shared in self._ledger.sharing.images.values():
-            shared.let_go(node)
-        for record in list(self._ledger.records.values()):
-            images = [i for i, nodes in record.held.items() if node in nodes]
-            self._let_go(record, node, images)
-            lost = [i for i in images if i not in record.held]
-            if lost and record.forming:
-                self._p.drop(record, f"node {node} was lost with {lost[0]}")
-            for name in record.open_tiers if lost else ():
-                if any(i not in record.tiers[name].images for i in lost):
-                    error = StepLostError(f"node {node} was lost with {lost[0]}", tier=name, step=record.id.step)
-                    self._p.close_tier(record, name, TierState.FAILED, error.to_dict())
-        self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
-        self._p.delete_everywhere()
-
-    def tells_anew(self, node: str) -> None:
-        """A node is about to say what it holds; what it said before counts no longer."""
-        self._ledger.untold.add(node)
-        for shared in self._ledger.sharing.images.values():
-            shared.let_go(node)
-        for record in self._ledger.records.values():
-            for image in [i for i, nodes in record.held.items() if node in nodes]:
-                record.in_doubt = True
-                record.let_go(image, node)
-            if record.told_whole and not record.whole:
-                record.told_whole = False
-                self._p.to_nodes(events.InDoubt(record.id))
-
-    def has_told(self, node: str) -> None:
-        """What the node did not name it does not hold."""
-        self._ledger.untold.discard(node)
-        for record in self._ledger.records.values():
-            if record.in_doubt and not self._ledger.untold:
-                record.in_doubt = False
-                if record.check is Check.PASSED and not record.holds_all(record.held):
-                    self._p.to_nodes(events.Release(record.id))
-        self._p.drop_incomplete()
-        self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
-        self._p.delete_everywhere()
-
-    def checked(self, event: events.WholeChecked) -> None:
-        """Whether the images cover the step."""
-        record = self._ledger.records.get(event.checkpoint)
-        if record is None or record.lost or record.check is not Check.RUNNING:
-            return
-        if event.error is not None:
-            self._p.report(event.error)
-            self._p.lose(record, event.error, TierState.FAILED)
-            return
-        record.check = Check.PASSED
-        self._p.advance(record)
-        self._p.changed(record)
-
-    # -- ranks --------------------------------------------------------------------------------------------------------
-    def rank_at(self, event: events.RankAt) -> None:
-        """How far a rank is: what it has not staged before, it never will."""
-        self._ledger.gone.discard(event.rank)
-        self._ledger.at[event.rank] = event.at
-        self._p.drop_incomplete(event.rank)
-
-    def rank_gave_up(self, event: events.RankGaveUp) -> None:
-        """A rank went on without the step."""
-        record = self._p.record(event.checkpoint)
-        if record.forming and not record.staged_by(event.rank):
-            self._p.drop(record, f"rank {event.rank} found no slot in time")
-
-    def rank_gone(self, event: events.RankGone) -> None:
-        """A rank will stage nothing more."""
-        self._ledger.gone.add(event.rank)
-        self._p.drop_incomplete(event.rank)
+        self._presence.let_go(record, event.node, [event.image])
 
 
 def superseded_error(attempt: int) -> SupersededError:

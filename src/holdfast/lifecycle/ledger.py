@@ -61,6 +61,12 @@ class Ledger:
         """Whether the step is committed on some tier."""
         return any(checkpoint in b.standing for b in self.books.values())
 
+    def steps_of(self, image: ImageId) -> list[StepRecord]:
+        """The steps an image belongs to: its own, or those that name it."""
+        shared = self.sharing.images.get(image)
+        steps = [image.checkpoint] if image.image == 0 else sorted(shared.steps) if shared is not None else []
+        return [self.records[c] for c in steps if c in self.records]
+
     def newest_whole(self) -> StepRecord | None:
         whole = [r for r in self.records.values() if r.whole and not self.abandoned(r.id)]
         return max(whole, key=lambda r: r.id, default=None)

@@ -15,6 +15,7 @@ from holdfast.lifecycle.durability import Durability
 from holdfast.lifecycle.ending import Ending
 from holdfast.lifecycle.images import Images, superseded_error
 from holdfast.lifecycle.ledger import Ledger, books_of
+from holdfast.lifecycle.presence import Presence
 from holdfast.lifecycle.progress import Progress, is_committing
 from holdfast.lifecycle.steps import StepStatus, TierState, status_of
 from holdfast.model.identity import CheckpointId, ImageId
@@ -35,25 +36,27 @@ class RunMachine:
     def __init__(self, rules: Sequence[TierRule], *, idle_s: float) -> None:
         self._ledger = Ledger(tuple(rules), books_of(rules, {}))
         self._p = Progress(self._ledger)
-        self._images = Images(self._p)
+        self._presence = Presence(self._p)
+        self._images = Images(self._p, self._presence)
         self._durability = Durability(self._p, self._images)
         self._ending = Ending(self._p, idle_s)
         self._on = self._handlers()
 
     def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
-        images, durability, ending = self._images, self._durability, self._ending
+        images, presence = self._images, self._presence
+        durability, ending = self._durability, self._ending
         return {
-            events.TellsAnew: lambda e: images.tells_anew(e.node),
-            events.HasTold: lambda e: images.has_told(e.node),
+            events.TellsAnew: lambda e: presence.tells_anew(e.node),
+            events.HasTold: lambda e: presence.has_told(e.node),
             events.ImageStaged: images.staged,
             events.MemoryReceipt: images.received,
-            events.MemoryGone: lambda e: images.memory_gone(e.node, e.image),
+            events.MemoryGone: lambda e: presence.memory_gone(e.node, e.image),
             events.ImageFailed: images.failed,
             events.WholeChecked: images.checked,
-            events.RankAt: images.rank_at,
-            events.RankGaveUp: images.rank_gave_up,
-            events.RankGone: images.rank_gone,
-            events.NodeGone: lambda e: images.node_gone(e.node),
+            events.RankAt: presence.rank_at,
+            events.RankGaveUp: presence.rank_gave_up,
+            events.RankGone: presence.rank_gone,
+            events.NodeGone: lambda e: presence.node_gone(e.node),
             events.FlushBegun: durability.flush_begun,
             events.TierReceipt: durability.received,
             events.FlushFailed: durability.flush_failed,

@@ -19,17 +19,19 @@ from holdfast.trainer import dtensor
 from holdfast.trainer.differences import MARKED, Differences
 from holdfast.trainer.encoders import by_tag
 from holdfast.trainer.forms import Form
+from holdfast.trainer.match_containers import holds_items, is_more, match_dict, match_kept, match_sequence
+from holdfast.trainer.match_module import match_module
 from holdfast.trainer.match_optimizer import match_optimizer
 from holdfast.trainer.match_part import match_part
 from holdfast.trainer.match_parts import match_parts, new_parts, same_parts
-from holdfast.trainer.match_stateful import sharded_in
-from holdfast.trainer.modules import loads_itself, state_dict_of
+from holdfast.trainer.match_per_rank import match_per_rank
+from holdfast.trainer.match_stateful import match_stateful
 from holdfast.trainer.parts import is_simple, parts_of
 from holdfast.trainer.per_rank import PerRank
-from holdfast.trainer.placing import MISSING, Build, adopt, give, put, refill, replace, set_mark
+from holdfast.trainer.placing import MISSING, Build, give, put
 from holdfast.trainer.saved import OWN_PATHS, Saved, SavedTensor
 from holdfast.trainer.selection import Selection
-from holdfast.trainer.values import GeneratorState, dtype_name, dtype_of
+from holdfast.trainer.values import GeneratorState, dtype_name, dtype_of, form_of
 from holdfast.trainer.walk import DICTS, Walk, is_stateful, rebuild
 
 _CPU = torch.device("cpu")
@@ -50,6 +52,7 @@ class Matcher:
         copies: (live tensor, what it gets).
         created: tensors allocated for what has no live counterpart, by rank of the scope and name.
         unfit: ids of live tensors that the checkpoint has nothing for; their optimizer state is not taken either.
+        modules, optimizers: what was found of them in the live state, by (path, whether within per_rank).
         laid_out: DTensors that objects with a state of their own will take back, by name.
         first: what to do before anything is put in place: tensors made anew are copied over live ones.
     """
@@ -65,21 +68,26 @@ class Matcher:
         self.created: dict[tuple[int | None, str], torch.Tensor] = {}
         self.first: list[Build] = []
         self.laid_out: dict[str, torch.Tensor] = {}
-        self._modules, self._optimizers = live.modules, live.optimizers
-        self._rank, self._world_size = rank, world_size
+        self.modules, self.optimizers = live.modules, live.optimizers
+        self.rank, self.world_size = rank, world_size
         self._used: set[tuple[int | None, str]] = set()
         self._seen_paths: set[str] = set()
         self._fitting = 0
         self._late: list[Callable[[], None]] = []
 
     @cached_property
-    def _shared(self) -> Scope:
+    def shared(self) -> Scope:
+        """Where what is not marked per_rank is looked up."""
         return Scope(None, self.saved.tree(0))
+
+    def scope_of(self, rank: int) -> Scope:
+        """Where what a rank saved as its own is looked up."""
+        return Scope(rank, self.saved.tree(rank))
 
     def top(self, state: dict[str, Any]) -> list[Build]:
         """Match what is asked for of the state."""
         keys = [key for key in state if self.selection.reaches(key)]
-        builds: list[Build] = [partial(put, state, key, self.item(key, state[key], self._shared)) for key in keys]
+        builds: list[Build] = [partial(put, state, key, self.item(key, state[key], self.shared)) for key in keys]
         for match in self._late:
             match()
         self.selection.require([*self._seen_paths, *(name for _, name in self._used), *state])
@@ -92,18 +100,19 @@ class Matcher:
 
     def item(self, path: str, x: Any, scope: Scope) -> Build:
         """Match what stands at a path of its own."""
-        value = self._take(path, scope)
+        value = self.take(path, scope)
         if scope.rank is None and self.saved.is_own(path) and not isinstance(x, PerRank):
             self.differences.note("other", path, "not marked per_rank", MARKED)
             # Not told a second time, as only in the checkpoint.
-            self._used |= {(self._rank, name) for name in self.saved.own.get(self._rank, ()) if _below(path, name)}
+            self._used |= {(self.rank, name) for name in self.saved.own.get(self.rank, ()) if _below(path, name)}
             return lambda: x
-        if value is MISSING and not self.is_more(x):
+        if value is MISSING and not is_more(x):
             self.differences.note("missing", path, form_of(x))
             return lambda: x
         return self.value(path, x, value, scope)
 
-    def _take(self, path: str, scope: Scope) -> Any:
+    def take(self, path: str, scope: Scope) -> Any:
+        """What was saved at a path of its own, which now counts as seen; MISSING when nothing was."""
         self._seen_paths.add(path)
         value = scope.tree.get(path, MISSING)
         self._fitting += value is not MISSING and not isinstance(value, TensorRef)
@@ -115,24 +124,24 @@ class Matcher:
         if isinstance(x, torch.Tensor):
             return self._tensor_value(path, x, value, scope)
         if isinstance(x, PerRank):
-            return self._per_rank(path, x)
+            return match_per_rank(self, path, x)
         if isinstance(x, Module):
-            return self._module(path, x, scope)
+            return match_module(self, path, x, scope)
         if isinstance(x, Optimizer):
             return self._optimizer(path, x, scope)
         if is_stateful(x):
-            return self._stateful(path, x, scope)
+            return match_stateful(self, path, x, scope)
         if not self.selection.takes(path):
             return match_part(self, path, x, value, scope)
         if value is MISSING:
-            return self._kept(path, x, scope)
+            return match_kept(self, path, x, scope)
         if type(x) in DICTS and type(value) in DICTS:
-            return self._dict(path, x, value, scope)
+            return match_dict(self, path, x, value, scope)
         if type(x) in (list, tuple) and type(value) in (list, tuple):
-            return self._sequence(path, x, value, scope)
+            return match_sequence(self, path, x, value, scope)
         if isinstance(x, torch.Generator) and isinstance(value, GeneratorState):
             return self._generator(path, x, value)
-        if _holds_items(x):
+        if holds_items(x):
             self.differences.note("other", path, f"a {type(x).__name__} of tensors or items", form_of(value))
             return lambda: x
         return self.new(value, scope)
@@ -246,124 +255,19 @@ class Matcher:
             self.copies.append((made, found))
         return self.created[key]
 
-    # -- containers ---------------------------------------------------------------------------------------------------
-    def is_more(self, x: Any) -> bool:
-        """Whether it is a tensor or an item with a path of its own, or holds one: more than a plain value."""
-        return isinstance(x, (PerRank, Module, Optimizer, torch.Tensor)) or is_stateful(x) or _holds_items(x)
-
-    def _kept(self, path: str, x: Any, scope: Scope) -> Build:
-        """What the checkpoint's container has no place for: only items and tensors in it matter."""
-        if type(x) in DICTS:
-            return self._dict(path, x, {}, scope)
-        if type(x) in (list, tuple):
-            return self._sequence(path, x, [], scope)
-        return lambda: x
-
-    def _dict(self, path: str, x: Any, value: Any, scope: Scope) -> Build:
-        builds: list[tuple[Any, Build]] = []
-        for key, saved in value.items():
-            here = x.get(key, MISSING) if key in x else MISSING
-            at = f"{path}.{key}"
-            builds.append((key, self.new(saved, scope) if here is MISSING else self.value(at, here, saved, scope)))
-        for key, here in x.items():
-            if key not in value and self.is_more(here):
-                builds.append((key, self.value(f"{path}.{key}", here, MISSING, scope)))
-        return partial(refill, x, builds)
-
-    def _sequence(self, path: str, x: Any, value: Any, scope: Scope) -> Build:
-        builds: list[Build] = []
-        for i, saved in enumerate(value):
-            builds.append(self.value(f"{path}.{i}", x[i], saved, scope) if i < len(x) else self.new(saved, scope))
-        for i in range(len(value), len(x)):
-            if self.is_more(x[i]):
-                builds.append(self.value(f"{path}.{i}", x[i], MISSING, scope))
-        if type(x) is tuple:
-            return lambda: tuple(build() for build in builds)
-        return partial(replace, x, builds)
-
     # -- items --------------------------------------------------------------------------------------------------------
-    def _stateful(self, path: str, x: Any, scope: Scope) -> Build:
-        value = self._take(path, scope)
-        if not self.selection.takes(path):
-            raise self.selection.whole(path, f"the {type(x).__name__}")
-        if value is MISSING:
-            self.differences.note("missing", path, form_of(x))
-            return lambda: x
-        if scope.rank is None:
-            self.laid_out |= sharded_in(path, x, value)
-        build = self.new(value, scope)
-
-        def load() -> Any:
-            give(path, x.load_state_dict, build())
-            return x
-
-        return load
-
-    def _module(self, path: str, module: Module, scope: Scope) -> Build:
-        block = self._modules.get((path, scope.rank is not None))
-        if block is None or loads_itself(module):
-            return self._asked_module(path, module, scope)
-        for name, tensor, _ in block.items():
-            self.tensor(name, tensor, scope)
-        return lambda: module
-
-    def _asked_module(self, path: str, module: Module, scope: Scope) -> Build:
-        """A module that wants to see a load: its tensors are filled, then it is given all of its state."""
-        content, names = state_dict_of(module, path)
-        saved = self._take(path, scope)
-        rest: dict[str, Build] = {}
-        for key, x in content.items():
-            if isinstance(x, torch.Tensor):
-                self.tensor(names[key], x, scope)
-            elif not self.selection.takes(names[key]):
-                continue
-            elif isinstance(saved, dict) and names[key] in saved:
-                rest[key] = self.new(saved[names[key]], scope)
-            else:
-                self.differences.note("missing", names[key], form_of(x))
-
-        def load() -> Any:
-            for key, x in content.items():
-                content[key] = rest[key]() if key in rest else x.detach() if isinstance(x, torch.Tensor) else x
-            give(path, module.load_state_dict, content)
-            return module
-
-        return load
-
     def _optimizer(self, path: str, optimizer: Optimizer, scope: Scope) -> Build:
-        saved = self._take(path, scope)
+        saved = self.take(path, scope)
         if not self.selection.takes(path):
             raise self.selection.whole(path, "the optimizer")
         if saved is MISSING:
             self.differences.note("missing", path, form_of(optimizer))
             return lambda: optimizer
-        named = self._optimizers[path, scope.rank is not None].named
+        named = self.optimizers[path, scope.rank is not None].named
         matched: list[Build] = []
         # Last: the state of a parameter is taken only with the parameter, whose module may stand behind.
         self._late.append(lambda: matched.append(match_optimizer(self, named, saved, scope)))
         return lambda: matched[0]()  # noqa: PLW0108  it is not matched yet
-
-    # -- per rank -----------------------------------------------------------------------------------------------------
-    def _per_rank(self, path: str, mark: PerRank) -> Build:
-        if not self.saved.is_own(path):
-            build = self.item(path, mark.value, self._shared)
-        elif self.saved.world_size == self._world_size:
-            build = self.item(path, mark.value, Scope(self._rank, self.saved.tree(self._rank)))
-        else:
-            build = self._resized(path, mark)
-        return partial(set_mark, mark, build)
-
-    def _resized(self, path: str, mark: PerRank) -> Build:
-        before, now = self.saved.world_size, self._world_size
-        self._seen_paths.add(path)
-        policy = mark.on_resize
-        if policy == "error" or (isinstance(mark.value, (Module, Optimizer)) and policy != "drop"):
-            self.differences.note("other", path, f"per_rank of {now} ranks without on_resize", f"of {before} ranks")
-        if not callable(policy) or isinstance(mark.value, (Module, Optimizer)):
-            return lambda: mark.value
-        scopes = [Scope(rank, self.saved.tree(rank)) for rank in range(before)]
-        parts = [self.new(scope.tree.get(path), scope) for scope in scopes]
-        return lambda: adopt(path, mark.value, give(path, policy, [b() for b in parts], self._rank, now))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
     def seen(self, path: str) -> None:
@@ -373,28 +277,13 @@ class Matcher:
     def note_unexpected(self) -> None:
         """Names of the checkpoint that nothing in the state asked for."""
         names = [n for n in (*self.saved.shared, *self.saved.aliases) if (None, n) not in self._used]
-        own = self.saved.own.get(self._rank, {}) if self.saved.world_size == self._world_size else {}
-        names += [n for n in own if (self._rank, n) not in self._used]
+        own = self.saved.own.get(self.rank, {}) if self.saved.world_size == self.world_size else {}
+        names += [n for n in own if (self.rank, n) not in self._used]
         paths = [p for p in self.saved.shared_paths() if p not in self._seen_paths]
         paths += [p for p in self.saved.tree(0).get(OWN_PATHS, []) if p not in self._seen_paths]
         for name in dict.fromkeys(n for n in (*names, *paths) if self.selection.takes(n)):
             self.differences.note("unexpected", name, there=str(self.saved.find(name, None) or ""))
 
 
-def form_of(x: Any) -> str:
-    """What something is, in words."""
-    if isinstance(x, torch.Tensor):
-        return f"{dtype_name(x.dtype)} {list(x.shape)}"
-    return "a tensor" if isinstance(x, TensorRef) else type(x).__name__
-
-
 def _below(path: str, name: str) -> bool:
     return name == path or name.startswith(f"{path}.")
-
-
-def _holds_items(x: Any) -> bool:
-    """Whether a container has tensors or items with a path of their own somewhere in it."""
-    inner = x.values() if type(x) in DICTS else x if type(x) in (list, tuple) else ()
-    return any(
-        isinstance(v, (torch.Tensor, PerRank, Module, Optimizer)) or is_stateful(v) or _holds_items(v) for v in inner
-    )

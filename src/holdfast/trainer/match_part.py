@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from holdfast.trainer.match_containers import is_more
 from holdfast.trainer.placing import MISSING, Build, put
 from holdfast.trainer.walk import DICTS
 
@@ -27,7 +28,7 @@ def match_part(matcher: Matcher, path: str, x: Any, value: Any, scope: Scope) ->
             continue
         matcher.seen(at)
         there = _item(value, key)
-        if there is MISSING and not matcher.is_more(here):
+        if there is MISSING and not is_more(here):
             matcher.differences.note("missing", at, type(here).__name__)
         else:
             puts.append(partial(put, x, key, matcher.value(at, here, there, scope)))

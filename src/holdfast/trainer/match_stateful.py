@@ -7,15 +7,38 @@ only the object knows its layout. So it is asked for its state, as torch DCP doe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from holdfast.format.plain import TensorRef
 from holdfast.trainer import dtensor
 from holdfast.trainer.picture import check_tensor
-from holdfast.trainer.placing import give
+from holdfast.trainer.placing import MISSING, Build, give
+from holdfast.trainer.values import form_of
 from holdfast.trainer.walk import DICTS
+
+if TYPE_CHECKING:
+    from holdfast.trainer.match import Matcher, Scope
+
+
+def match_stateful(matcher: Matcher, path: str, x: Any, scope: Scope) -> Build:
+    """Match what the object saved of itself. Raises: as `sharded_in`; StructureError: only a part is asked for."""
+    value = matcher.take(path, scope)
+    if not matcher.selection.takes(path):
+        raise matcher.selection.whole(path, f"the {type(x).__name__}")
+    if value is MISSING:
+        matcher.differences.note("missing", path, form_of(x))
+        return lambda: x
+    if scope.rank is None:
+        matcher.laid_out |= sharded_in(path, x, value)
+    build = matcher.new(value, scope)
+
+    def load() -> Any:
+        give(path, x.load_state_dict, build())
+        return x
+
+    return load
 
 
 def sharded_in(path: str, x: Any, value: Any) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -15,16 +14,12 @@ import msgspec
 from holdfast.config import Settings
 from holdfast.errors import AgentError, CapacityError, ClosedError, DeadlineError, HoldfastError, UsageError
 from holdfast.trainer.slots import Slots
+from holdfast.trainer.tie import Tie, left_s, tie
 from holdfast.wire import messages
-from holdfast.wire.client import AgentClient, Attachment
-from holdfast.wire.pages import (
-    LetGo,
-    MappedFile,
-    RunPage,
-    TrainerPage,
-    process_start,
-)
-from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent
+from holdfast.wire.client import AgentClient
+from holdfast.wire.pages import LetGo
+from holdfast.wire.processes import process_start
+from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent, starts
 
 T = TypeVar("T")
 _CALL_TRIES = 4
@@ -34,23 +29,6 @@ _SLOT_POLL_S = 0.0005
 _RESPAWN_S = 5.0
 _QUIET = 10
 """Training leaves an agent alone that did not answer within `slot_wait_s`: for so many times as long."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tie:
-    """What one agent gave: an attachment, and pages in files that are mapped."""
-
-    attachment: Attachment
-    page: TrainerPage
-    run_page: RunPage
-    files: tuple[MappedFile, MappedFile]
-
-    def release(self) -> None:
-        self.attachment.close()
-        self.page.release()
-        self.run_page.release()
-        for file in self.files:
-            file.close()
 
 
 class Session:
@@ -77,7 +55,7 @@ class Session:
         self._quiet_until = 0.0
         self._owes_prepare = False
         self._attaching = threading.RLock()
-        self._ties: list[_Tie] = []
+        self._ties: list[Tie] = []
         self._join(lambda client: self._use(client, self._tie(client, self._patience_s)))
         self.slots = Slots(self, settings)
 
@@ -99,8 +77,7 @@ class Session:
         """How long an attachment may take where nothing else is to be done."""
         return self.settings.busy_wait_s + self.settings.call_timeout_s
 
-    def _tie(self, client: AgentClient, limit_s: float) -> _Tie:
-        deadline = time.monotonic() + limit_s
+    def _tie(self, client: AgentClient, limit_s: float) -> Tie:
         pid = os.getpid()
         launch = messages.Launch(
             launch=self.launch,
@@ -111,22 +88,13 @@ class Session:
             protocol=messages.PROTOCOL,
             settings=msgspec.to_builtins(self.settings),
         )
-        answer = client.post("/launch", launch, messages.LaunchAnswer, timeout_s=limit_s)
-        arena = self.settings.arena
-        files = MappedFile(arena / answer.trainer_page), MappedFile(arena / answer.run_page)
-        try:
-            attachment = Attachment(arena / SOCKET, self.rank, _left_s(deadline))
-        except HoldfastError:
-            for file in files:
-                file.close()
-            raise
-        return _Tie(attachment, TrainerPage(files[0].buffer), RunPage(files[1].buffer), files)
+        return tie(client, launch, arena=self.settings.arena, limit_s=limit_s)
 
-    def _use(self, client: AgentClient, tie: _Tie) -> None:
-        self._ties.append(tie)
-        self.client, self.page, self.run_page = client, tie.page, tie.run_page
+    def _use(self, client: AgentClient, made: Tie) -> None:
+        self._ties.append(made)
+        self.client, self.page, self.run_page = client, made.page, made.run_page
         # Last: who sees it alive takes the pages for those of this agent.
-        self.attachment = tie.attachment
+        self.attachment = made.attachment
 
     def ensure(self) -> bool:
         """Look whether the agent lives; if not, start another and attach as soon as it answers.
@@ -143,10 +111,10 @@ class Session:
             return False
         limit_s = self.settings.slot_wait_s
         with self._in_training(), self._alone(limit_s):
-            if not self.attachment.alive and now >= self._reviving_until:
+            if not self.attachment.alive and now >= self._reviving_until and not starts(self.settings.arena):
                 self._reviving_until = now + _RESPAWN_S
                 spawn_agent(self.settings)
-            self._reattach(_left_s(now + limit_s))
+            self._reattach(left_s(now + limit_s))
             return True
         return False
 
@@ -205,7 +173,7 @@ class Session:
             self._attach_anew(limit_s)
         if (asked := self._asked) is not None:
             try:
-                answer = self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=_left_s(deadline))
+                answer = self.client.post("/prepare", asked, messages.PrepareAnswer, timeout_s=left_s(deadline))
             except CapacityError:
                 self._owes_prepare = False
                 raise
@@ -214,13 +182,10 @@ class Session:
     def _attach_anew(self, limit_s: float) -> None:
         self.attachment.close()
         client = AgentClient(self.settings.arena / SOCKET)
-        tie = self._tie(client, limit_s)
-        # The words that only this process knows must survive the new page.
-        old, new = self.page, tie.page
-        new.current_step, new.saves, new.stall_ns = old.current_step, old.saves, old.stall_ns
-        new.attempt, new.stop_signal, new.waiting_step = old.attempt, old.stop_signal, old.waiting_step
+        made = self._tie(client, limit_s)
+        made.go_on(self.page)
         self.slots.drop_stale()
-        self._use(client, tie)
+        self._use(client, made)
 
     def check_process(self) -> None:
         """Raises: UsageError in a forked child, which has our pages in common with us."""
@@ -310,8 +275,3 @@ class Session:
             self.slots.close()
         while self._ties:
             self._ties.pop().release()
-
-
-def _left_s(deadline: float) -> float:
-    """What is left until then, and at least a moment: nothing can be asked in no time."""
-    return max(0.01, deadline - time.monotonic())

@@ -12,7 +12,8 @@ from typing import Protocol
 from holdfast.config import Settings
 from holdfast.errors import CapacityError, DeadlineError, HoldfastError
 from holdfast.units import format_bytes
-from holdfast.wire.pages import PAGE_BYTES, MappedFile, SlotPage, SlotState, TrainerPage, populate
+from holdfast.wire.mapped import MappedFile, populate
+from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState, TrainerPage
 
 _DEAL_POLL_S = 0.02
 _SLOT_POLL_S = 0.0005

@@ -77,3 +77,10 @@ def decode(data: Buffer) -> Any:
     Raises: CorruptError.
     """
     return plain.decode(data, decoders=ENCODERS, keep_unknown=True)
+
+
+def form_of(x: Any) -> str:
+    """What something is, in words."""
+    if isinstance(x, torch.Tensor):
+        return f"{dtype_name(x.dtype)} {list(x.shape)}"
+    return "a tensor" if isinstance(x, plain.TensorRef) else type(x).__name__

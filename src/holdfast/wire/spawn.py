@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -14,8 +15,9 @@ import msgspec
 from holdfast.config import Settings
 from holdfast.errors import AgentError, ConfigError, DeadlineError
 from holdfast.wire.client import AgentClient, connect
+from holdfast.wire.processes import process_alive, process_start
 
-SOCKET, LOG, CONFIG, LOCK = "agent.sock", "agent.log", "config.json", "agent.lock"
+SOCKET, LOG, CONFIG, LOCK, STARTING = "agent.sock", "agent.log", "config.json", "agent.lock", "agent.starting"
 _POLL_S = 0.02
 _RESPAWN_S = 2.0
 _MOVE_IN_TRIES = 5
@@ -48,12 +50,27 @@ def ensure_agent(settings: Settings) -> AgentClient:
                 f"{log_tail(arena)}",
                 hint="run `holdfast doctor URL`, or raise HOLDFAST_AGENT_START_TIMEOUT_S",
             )
-        if now >= spawn_at or not (arena / CONFIG).exists():
-            # Again when an agent that was on its way out took the settings along, and after a while in any case.
+        if not (arena / CONFIG).exists() or (now >= spawn_at and not starts(arena)):
+            # Again when an agent that was on its way out took the settings along; else only when none is starting:
+            # on a loaded machine that takes long, and a second one would make it longer.
             spawn_agent(settings)
             spawn_at = now + _RESPAWN_S
         time.sleep(_POLL_S)
     return AgentClient(arena / SOCKET)
+
+
+def starts(arena: Path) -> bool:
+    """Whether an agent was started there that lives and does not serve yet, whoever started it."""
+    try:
+        pid, start = map(int, (arena / STARTING).read_text().split())
+    except (OSError, ValueError):  # none, or one that is being noted just now by somebody else
+        return False
+    return process_alive(pid, start)
+
+
+def served(arena: Path) -> None:
+    """An agent serves: whoever misses it from now on may start the next one at once, even while it ends."""
+    (arena / STARTING).unlink(missing_ok=True)
 
 
 def check_socket_path(arena: Path) -> None:
@@ -78,10 +95,10 @@ def spawn_agent(settings: Settings) -> None:
         ) from e
     try:
         # Through a shell that exits at once, so that the agent is never our zombie and outlives us.
-        subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "holdfast.agent", str(arena)],
+        shell = subprocess.run(
+            ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", sys.executable, "-m", "holdfast.agent", str(arena)],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
             cwd="/",
@@ -90,6 +107,17 @@ def spawn_agent(settings: Settings) -> None:
         )
     finally:
         os.close(log)
+    _note_start(arena, int(shell.stdout))
+
+
+def _note_start(arena: Path, pid: int) -> None:
+    """Leave word that an agent is starting. Nothing depends on it but how many are started."""
+    start = process_start(pid)
+    with contextlib.suppress(OSError):
+        if start:
+            _write(arena / STARTING, f"{pid} {start}".encode())
+            if answers(arena):  # before the note was there to be taken away
+                served(arena)
 
 
 def _move_in(arena: Path, settings: Settings) -> int:
@@ -132,9 +160,13 @@ def _environment() -> dict[str, str]:
 
 def write_config(arena: Path, settings: Settings) -> None:
     """Leave the settings where an agent that starts later finds them. Atomicity: whole or not at all."""
-    temporary = arena / f"{CONFIG}.{os.getpid()}"
-    temporary.write_bytes(msgspec.json.encode(settings))
-    temporary.replace(arena / CONFIG)
+    _write(arena / CONFIG, msgspec.json.encode(settings))
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 def read_config(arena: Path) -> Settings:

@@ -93,7 +93,7 @@ class _Server:
                     pid = self._fork(lambda request=request: _be_agent(request))  # type: ignore[misc]
                     self._agents[pid] = request["arena"]
                     with contextlib.suppress(OSError):
-                        connection.sendall(b"ok\n")
+                        connection.sendall(b"%d\n" % pid)
 
     def _fork(self, become: Callable[[], int]) -> int:
         pid = os.fork()

@@ -17,14 +17,17 @@ _RESPAWN_S = 0.5
 def install(patch: Patch) -> None:
     """Everything of `spawn_agent` is as ever but the one call that starts a process."""
     if os.environ.get(VARIABLE):
-        patch("holdfast.wire.spawn:subprocess", lambda real: SimpleNamespace(run=_fork, DEVNULL=real.DEVNULL))
+        patch(
+            "holdfast.wire.spawn:subprocess",
+            lambda real: SimpleNamespace(run=_fork, DEVNULL=real.DEVNULL, PIPE=real.PIPE),
+        )
         # An agent that is killed while it starts is missed after this long; nothing under test depends on it.
         patch("holdfast.wire.spawn:_RESPAWN_S", lambda real: _RESPAWN_S)
 
 
-def _fork(command: list[str], *, stdout: int, env: dict[str, str], **rest: Any) -> None:
-    request = {"arena": command[-1], "environ": env, "log": os.readlink(f"/proc/self/fd/{stdout}")}
+def _fork(command: list[str], *, stderr: int, env: dict[str, str], **rest: Any) -> SimpleNamespace:
+    request = {"arena": command[-1], "environ": env, "log": os.readlink(f"/proc/self/fd/{stderr}")}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(os.environ[VARIABLE])
         connection.sendall((json.dumps(request) + "\n").encode())
-        connection.recv(8)
+        return SimpleNamespace(stdout=connection.recv(16) or b"0")

@@ -13,7 +13,9 @@ FILL = "holdfast.trainer.apply:LoadPlan.fill"
 FINISH = "holdfast.trainer.apply:LoadPlan.finish"
 CHECK = "holdfast.trainer.fill:check_block"
 FETCHED = "holdfast.trainer.load:Loader._fetch"
-SHELF = "holdfast.agent.shelf:Shelf"
+CLAIMING = "holdfast.agent.claiming:Claiming"
+CONTENTS = "holdfast.agent.contents:Contents"
+KEEPING = "holdfast.agent.keeping:Keeping"
 EXECUTOR = "holdfast.agent.executor:Executor"
 FETCHING = "holdfast.agent.fetching:Fetching"
 LOADING = "holdfast.agent.loading:Loading"
@@ -58,17 +60,17 @@ RESTART_POINTS: Points = {
     "agent told what loads": Fault(AGENT, f"{LOADING}.loadable", "after"),
     "agent asked for images": Fault(AGENT, f"{LOADING}.fetch"),
     "agent unpins": Fault(AGENT, f"{LOADING}.unpinned"),
-    "agent rolls forward": Fault(AGENT, f"{SHELF}.roll_forward"),
-    "agent rolled forward": Fault(AGENT, f"{SHELF}.roll_forward", "after"),
-    "agent tidies": Fault(AGENT, f"{SHELF}.tidy", "after"),
+    "agent rolls forward": Fault(AGENT, f"{KEEPING}.roll_forward"),
+    "agent rolled forward": Fault(AGENT, f"{KEEPING}.roll_forward", "after"),
+    "agent tidies": Fault(AGENT, f"{KEEPING}.tidy", "after"),
 }
 
 # Trainer, agent and arena are new: everything comes from the file tier.
 COLD_POINTS: Points = {
     "agent makes room for an image": Fault(AGENT, f"{FETCHING}._room", "after"),
-    "agent reads an image": Fault(AGENT, f"{SHELF}.fetch"),
+    "agent reads an image": Fault(AGENT, f"{CONTENTS}.fetch"),
     "agent checks a part": Fault(AGENT, "holdfast.store.blocks:BlockTable.check", "before", 2),
-    "agent read, holds not yet": Fault(AGENT, f"{SHELF}.fetch", "after"),
+    "agent read, holds not yet": Fault(AGENT, f"{CONTENTS}.fetch", "after"),
     "agent holds what it read": Fault(AGENT, f"{FETCHING}._hold", "after"),
     "trainer has proven what came": Fault(TRAINER, FILL, "after"),
 }
@@ -77,24 +79,24 @@ COLD_POINTS: Points = {
 AGENT_POINTS: Points = {
     "preparing": Fault(AGENT, "holdfast.agent.admission:Admission.prepare"),
     "dealing": Fault(AGENT, "holdfast.agent.admission:Admission._deal"),
-    "claiming": Fault(AGENT, f"{SHELF}.claim"),
-    "claimed, not told": Fault(AGENT, f"{SHELF}.claim", "after"),
+    "claiming": Fault(AGENT, f"{CLAIMING}.claim"),
+    "claimed, not told": Fault(AGENT, f"{CLAIMING}.claim", "after"),
     "before sealing": Fault(AGENT, "holdfast.agent.executor:seal_image", "before", 3),
     "sealed": Fault(AGENT, "holdfast.agent.executor:seal_image", "after", 3),
     "before held": Fault(AGENT, f"{EXECUTOR}._hold", "before", 3),
     "held": Fault(AGENT, f"{EXECUTOR}._hold", "after", 3),
-    "before a flush": Fault(AGENT, f"{SHELF}.upload", "before", 2),
+    "before a flush": Fault(AGENT, f"{KEEPING}.upload", "before", 2),
     "between the parts of a flush": Fault(AGENT, f"{UPLOAD}.write", "after", 6),
     "before an image is published": Fault(AGENT, f"{UPLOAD}.publish", "before", 4),
     "synced, not renamed": Fault(AGENT, f"{TIER}.move", "before", 4),
     "renamed, directory not synced": Fault(AGENT, f"{TIER}.move", "after", 4),
-    "published": Fault(AGENT, f"{SHELF}.upload", "after", 2),
-    "checking coverage": Fault(AGENT, f"{SHELF}.check_whole", "after", 2),
+    "published": Fault(AGENT, f"{KEEPING}.upload", "after", 2),
+    "checking coverage": Fault(AGENT, f"{KEEPING}.check_whole", "after", 2),
     "before the manifest": Fault(AGENT, PUBLISH, "before", 2),
     "the manifest stands, nobody told": Fault(AGENT, PUBLISH, "after", 2),
     "before a slot is freed": Fault(AGENT, f"{EXECUTOR}._free"),
     "a slot was freed": Fault(AGENT, f"{EXECUTOR}._free", "after"),
-    "before a prune": Fault(AGENT, f"{SHELF}.prune"),
+    "before a prune": Fault(AGENT, f"{KEEPING}.prune"),
     "before the tombstone": Fault(AGENT, "holdfast.store.prune:_delete"),
     "tombstone put": Fault(AGENT, f"{TIER}.delete", "before", 1),
     "manifest deleted": Fault(AGENT, f"{TIER}.delete", "after", 1),

@@ -62,7 +62,7 @@ def flip_shared(scene: Scene) -> None:
 
 
 AGENT_DIES = [
-    Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", nth=4),
+    Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", nth=4),
     Fault(AGENT, "holdfast.agent.executor:seal_image", when="after", nth=4),
     Fault(AGENT, "holdfast.agent.executor:Executor._free"),
     Fault(AGENT, "holdfast.store.commit:publish_manifest", nth=3),

@@ -21,7 +21,7 @@ def go(scene: Scene) -> Path:
 def test_an_old_attempts_flush_ends_after_a_restart(scene: Scene, go: Path):
     """The trainer dies in mid flush; the run goes on as attempt 2; then attempt 1's step becomes durable."""
     scene.job = scene.job_with(keep_last=None)
-    held_up = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="pause", arg=str(go), nth=2)
+    held_up = Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", do="pause", arg=str(go), nth=2)
     scene.inject(held_up)
     scene.start(steps=3, end="linger")
     scene.wait_for("memory", step=2)

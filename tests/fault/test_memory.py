@@ -33,7 +33,7 @@ def test_the_only_copy_rots(scene: Scene, place: str):
 
 def test_a_with_left_by_an_exception_keeps_memory(scene: Scene):
     """The job fails; the newest step is in memory alone, and there it is found."""
-    stop = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="pause", arg=NEVER, nth=2)
+    stop = Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", do="pause", arg=NEVER, nth=2)
     scene.inject(stop)
     assert scene.run(steps=5, end="raise", pace_s=0.1) == [3]
     scene.wait_for("memory", step=3)

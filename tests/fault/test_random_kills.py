@@ -26,9 +26,9 @@ SLOWED = [
     (AGENT, "holdfast.store.commit:publish_manifest"),
     (AGENT, "holdfast.agent.executor:seal_image"),
     (AGENT, "holdfast.agent.executor:check_image"),
-    (AGENT, "holdfast.agent.shelf:Shelf.view"),
-    (AGENT, "holdfast.agent.shelf:Shelf.claim"),
-    (AGENT, "holdfast.agent.shelf:Shelf.catalog"),
+    (AGENT, "holdfast.agent.contents:Contents.view"),
+    (AGENT, "holdfast.agent.claiming:Claiming.claim"),
+    (AGENT, "holdfast.agent.contents:Contents.catalog"),
     (TRAINER, "holdfast.trainer.move:move"),
     (TRAINER, "holdfast.wire.mapped:populate"),
 ]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 
 STEP_S = 0.1
 SLOT_WAIT_S = 0.05
-SLOW = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="sleep", arg=str(2 * STEP_S))
+SLOW = Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", do="sleep", arg=str(2 * STEP_S))
 WAITED = Fault(TRAINER, "holdfast.trainer.slots:Slots._wait_free", do="count")
 
 

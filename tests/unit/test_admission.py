@@ -32,7 +32,7 @@ class Told:
             settings=of,
             root=root,
             arena=SimpleNamespace(budget_bytes=0),
-            shelf=SimpleNamespace(reconfigure=self.tiers.append),
+            shelf=SimpleNamespace(tiers=SimpleNamespace(reconfigure=self.tiers.append)),
             executor=SimpleNamespace(tell_run=self.run.append, tell_node=self.node.append),
         )
 

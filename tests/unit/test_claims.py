@@ -109,20 +109,20 @@ def shelf(tmp_path):
     (tmp_path / "arena").mkdir()
     made = Shelf(Config(tiers=tiers).resolve({}), tmp_path / "arena")
     for name in ("home", "far"):
-        made.tiers[name] = Faults(made.tiers[name])
+        made.tiers._tiers[name] = Faults(made.tiers[name])
     yield made
     made.close()
 
 
 def test_a_claim_does_not_need_the_other_tiers(shelf):
     away(shelf.tiers["far"])
-    assert shelf.claim(None, "here", 0) == (1, Lineage({1: None}))
-    assert shelf.view().lineage == Lineage({1: None})
+    assert shelf.claiming.claim(None, "here", 0) == (1, Lineage({1: None}))
+    assert shelf.contents.view().lineage == Lineage({1: None})
 
 
 def test_steps_are_listed_though_it_is_not_known_which_attempt_counts(shelf):
     away(shelf.tiers["home"])
-    view = shelf.view()
+    view = shelf.contents.view()
     assert isinstance(view.unknown, TierUnavailableError)
     assert not view.empty
     assert (view.committed, view.abandoned) == ({}, set())

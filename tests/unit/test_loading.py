@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from holdfast.agent.claims import Claims, Standing
+from holdfast.agent.contents import View
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.loading import Loading
-from holdfast.agent.shelf import View
 from holdfast.errors import LoadError
 from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
@@ -74,11 +74,11 @@ def loads(executor, monkeypatch):
     manifests = {c: SimpleNamespace(images=(record(0, c), record(1, c))) for c in (OLD, NEW)}
     rules = [SimpleNamespace(name=n, is_memory=n == "memory") for n in ("memory", "posix")]
     host: Any = SimpleNamespace(in_thread=in_thread, settings=SimpleNamespace(tiers=rules))
-    shelf: Any = SimpleNamespace(
+    contents = SimpleNamespace(
         view=lambda: View(Standing(Lineage({1: None}), 1), committed={c: ["posix"] for c in manifests}),
         manifest=lambda tier, checkpoint: manifests[checkpoint],
-        claims=Claims(),
     )
+    shelf: Any = SimpleNamespace(contents=contents, claiming=SimpleNamespace(claims=Claims()))
     arena: Any = SimpleNamespace(slots={n: SimpleNamespace(page=SimpleNamespace(generation=1)) for n in range(2)})
     monkeypatch.setattr(Fetching, "_fetch", fetch)
     repairing: Any = SimpleNamespace(soon=lambda checkpoint, wounds: None, forget=lambda: None)
@@ -202,6 +202,6 @@ def test_a_rank_that_loads_again_keeps_its_pins_when_another_has_claimed(loads, 
 
 def test_a_load_says_why_it_cannot_be_told_what_is_newest(loads):
     view = View(Standing(Lineage({}), 0), unknown=LoadError("the claims cannot be read"), empty=False)
-    loads._shelf.view = lambda: view
+    loads._shelf.contents.view = lambda: view
     with pytest.raises(LoadError, match="the claims cannot be read"):
         asyncio.run(loads.loadable(step=None, below=None))

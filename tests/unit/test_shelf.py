@@ -51,14 +51,14 @@ def begin(shelf, unfinished):
 def test_an_agent_sweeps_what_dead_agents_of_its_arena_left_and_nothing_that_may_live(shelves, unfinished):
     dead, living, mine = shelves("arena"), shelves("other"), shelves("arena")
     left, theirs, own = (begin(shelf, unfinished) for shelf in (dead, living, mine))
-    mine.sweep_uploads()
+    mine.tiers.sweep_uploads()
     assert not left.exists()
     assert theirs.exists(), "the agent of another arena, or node, may be writing it"
     assert own.exists()
     past = time.time() - ABANDONED_S - 60
     os.utime(theirs, (past, past))
     os.utime(own, (past, past))
-    mine.sweep_uploads()
+    mine.tiers.sweep_uploads()
     assert not theirs.exists(), "nobody wrote to it for so long"
     assert own.exists()
     assert list(unfinished.iterdir()) == [own]
@@ -68,7 +68,7 @@ def test_a_tier_that_moved_is_opened_at_its_new_place(shelves, tmp_path):
     shelf = shelves("arena")
     before = shelf.tiers["posix"]
     upload = before.upload("images/one", 4)
-    shelf.reconfigure(Config.from_url(str(tmp_path / "elsewhere")).resolve({}))
+    shelf.tiers.reconfigure(Config.from_url(str(tmp_path / "elsewhere")).resolve({}))
     shelf.tiers["posix"].put("attempts/00000001", memoryview(b"here"))
     assert (tmp_path / "elsewhere/attempts/00000001").read_bytes() == b"here"
     upload.write(0, memoryview(b"late"))
@@ -80,9 +80,9 @@ def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
     shelf = shelves("arena")
     before = shelf.tiers["posix"]
     with pytest.raises(ConfigError):
-        shelf.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
+        shelf.tiers.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
     assert shelf.tiers["posix"] is before
-    assert shelf.authority is before
+    assert shelf.tiers.authority is before
 
 
 def test_what_cannot_be_loaded_does_not_stand(shelves, tmp_path):
@@ -90,13 +90,13 @@ def test_what_cannot_be_loaded_does_not_stand(shelves, tmp_path):
     shelf = shelves("arena")
     image = make_image(ImageId(1, 100, 0), world_size=1)
     put_image(shelf.tiers["posix"], image)
-    shelf.owner = 1
-    attempts.claim(shelf.authority, [], run="home", parent=None, coordinator="", seen=0)
-    shelf.check_whole(CheckpointId(1, 100), (KnownImage(image.record, image.header),), None)
-    shelf.commit("posix", CheckpointId(1, 100), (KnownImage(image.record, image.header),))
-    assert shelf.catalog("posix")[0] == {CheckpointId(1, 100)}
+    shelf.claiming.owner = 1
+    attempts.claim(shelf.tiers.authority, [], run="home", parent=None, coordinator="", seen=0)
+    shelf.keeping.check_whole(CheckpointId(1, 100), (KnownImage(image.record, image.header),), None)
+    shelf.keeping.commit("posix", CheckpointId(1, 100), (KnownImage(image.record, image.header),))
+    assert shelf.contents.catalog("posix")[0] == {CheckpointId(1, 100)}
     (tmp_path / "home" / image.key).unlink()
-    assert shelf.catalog("posix")[0] == frozenset()
+    assert shelf.contents.catalog("posix")[0] == frozenset()
 
 
 def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
@@ -107,12 +107,12 @@ def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
     )
     (tmp_path / "arena").mkdir()
     shelf = Shelf(Config(tiers=tiers).resolve({}), tmp_path / "arena")
-    for tier in shelf.tiers.values():
+    for _, tier in shelf.tiers.shelved():
         store.begin(tier)
         store.save(tier, 1, 10)
     (tmp_path / "near" / names.manifest_key(CheckpointId(1, 10))).write_bytes(b"noise")
 
-    (info,) = step_infos(shelf.view(), [], [])
+    (info,) = step_infos(shelf.contents.view(), [], [])
     shelf.close()
     assert info.tiers == ["far"]
     assert info.problem.startswith("near: ")
@@ -122,9 +122,9 @@ def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(
     config = Config(tiers=(TierConfig(str(tmp_path / "home")), TierConfig(str(tmp_path / "gone/other"))))
     shelf = Shelf(config.resolve({}), tmp_path)
     try:
-        assert shelf.catalog("posix") == (frozenset(), frozenset(), {})
+        assert shelf.contents.catalog("posix") == (frozenset(), frozenset(), {})
         with pytest.raises(TierUnavailableError, match=r"cannot be opened: .*gone"):
-            shelf.catalog("posix-2")
+            shelf.contents.catalog("posix-2")
         (tmp_path / "gone").mkdir()
         shelf.tiers["posix-2"].put("attempts/00000001", memoryview(b"here"))
         assert (tmp_path / "gone/other/attempts/00000001").read_bytes() == b"here"

@@ -79,7 +79,7 @@ class Admission:
         if settings.home != agent.settings.home or settings.run != agent.settings.run:
             raise ConfigError("a launch of another run reached this agent", hint="this is a defect; please report it")
         if settings.tiers != agent.settings.tiers:
-            agent.shelf.reconfigure(settings)
+            agent.shelf.tiers.reconfigure(settings)
         told = events.Reconfigured(settings.tiers, settings.slot_wait_s, settings.idle_s)
         agent.executor.tell_run(told)
         agent.executor.tell_node(told)

@@ -85,7 +85,7 @@ class Agent:
         self.shelf = Shelf(settings, self.root)
         self._opened.callback(self.shelf.close)
         self._open_run_page()
-        self.shelf.claims.own = self.run_page.attempt
+        self.shelf.claiming.claims.own = self.run_page.attempt
         self._opened.callback(self._close_run_page)
         self.launches = Launches(self.root)
         self._opened.callback(self.launches.close)
@@ -178,7 +178,7 @@ class Agent:
 
     def terminate(self) -> None:
         """SIGTERM: promote within the grace, then end."""
-        self.shelf.lift_limits()
+        self.shelf.tiers.lift_limits()
         self.poller.poll(self.settings.tiers)
         self.executor.tell_run(events.TermSignal(self.settings.grace_s))
 
@@ -295,11 +295,11 @@ class Agent:
         occupied = self.arena.find(SlotState.FILLING, SlotState.STAGED, SlotState.HELD)
         if any((s.page.attempt, s.page.step) == (checkpoint.attempt, checkpoint.step) for s in occupied):
             return messages.SaveStatus("staged", {})  # since the last poll
-        return save_status_by_tiers(await self.in_thread(self.shelf.view), checkpoint)
+        return save_status_by_tiers(await self.in_thread(self.shelf.contents.view), checkpoint)
 
     async def step_infos(self) -> list[messages.StepInfo]:
         """Every step that exists anywhere, oldest first."""
-        shelved = await self.in_thread(self.shelf.view)
+        shelved = await self.in_thread(self.shelf.contents.view)
         return step_infos(shelved, self.executor.whole(), self.executor.held().values())
 
     def view(self) -> AgentView:

@@ -87,8 +87,8 @@ class Executor:
             actions.ToNodes: lambda a: self._queue.append((True, a.event)),
             actions.CheckWhole: self._check_whole,
             actions.Commit: self._commit,
-            actions.Prune: lambda a: self._delete(a, self._shelf.prune),
-            actions.Sweep: lambda a: self._delete(a, self._shelf.sweep_steps),
+            actions.Prune: lambda a: self._delete(a, self._shelf.keeping.prune),
+            actions.Sweep: lambda a: self._delete(a, self._shelf.keeping.sweep_steps),
             actions.Notify: lambda a: listener.step_changed(a.checkpoint),
             actions.Report: lambda a: listener.reported(a.error),
             actions.Ended: lambda a: listener.ended(a.reason, a.error, free=a.free),
@@ -231,10 +231,10 @@ class Executor:
             else:
                 assert sealing is not None, "an image without record is being sealed"
                 source = Source(action.image, image, final_while_sealed(image, self._headers), sealing.result)
-            self._shelf.upload(action.tier, source)
+            self._shelf.keeping.upload(action.tier, source)
 
         self._offload(
-            self._shelf.uploads(action.tier),
+            self._shelf.tiers.uploads(action.tier),
             upload,
             lambda _: self.tell_node(events.Uploaded(action.tier, action.slot)),
             lambda e: self.tell_node(events.UploadFailed(action.tier, action.slot, e.to_dict())),
@@ -245,7 +245,7 @@ class Executor:
         first = self._first_image(action)
         self._offload(
             self._shelf.checks,
-            lambda: self._shelf.check_whole(action.checkpoint, action.images, first),
+            lambda: self._shelf.keeping.check_whole(action.checkpoint, action.images, first),
             lambda _: self.tell_run(events.WholeChecked(action.checkpoint)),
             lambda e: self.tell_run(events.WholeChecked(action.checkpoint, e.to_dict())),
         )
@@ -258,8 +258,8 @@ class Executor:
 
     def _commit(self, action: actions.Commit) -> None:
         self._offload(
-            self._shelf.acts(action.tier),
-            lambda: self._shelf.commit(action.tier, action.checkpoint, action.images),
+            self._shelf.tiers.acts(action.tier),
+            lambda: self._shelf.keeping.commit(action.tier, action.checkpoint, action.images),
             lambda notes: self.tell_run(events.CommitDone(action.tier, action.checkpoint, notes)),
             lambda e: self._commit_failed(action, e),
         )
@@ -272,7 +272,7 @@ class Executor:
         self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any], frozenset[Any]], None]
     ) -> None:
         self._offload(
-            self._shelf.acts(action.tier),
+            self._shelf.tiers.acts(action.tier),
             lambda: work(action.tier, action.checkpoints, action.spare),
             lambda _: self.tell_run(events.PruneDone(action.tier, action.checkpoints)),
             lambda e: self.tell_run(events.PruneFailed(action.tier, action.checkpoints, e.to_dict())),

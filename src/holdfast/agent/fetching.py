@@ -91,7 +91,7 @@ class Fetching:
             slot = await self._room(record.size_bytes)
             try:
                 header = await asyncio.get_running_loop().run_in_executor(
-                    self._shelf.fetches, self._shelf.fetch, tier, record, slot.room(record.size_bytes)
+                    self._shelf.fetches, self._shelf.contents.fetch, tier, record, slot.room(record.size_bytes)
                 )
             except Exception as e:
                 slot.page.state = SlotState.FREE

@@ -51,10 +51,10 @@ class Loading:
     async def loadable(self, *, step: int | None, below: CheckpointId | None) -> messages.Loadable:
         """The newest loadable checkpoint of the lineage (`step`: that one; `below`: older than that)."""
         await self._settle()
-        view = await self._host.in_thread(self._shelf.view)
+        view = await self._host.in_thread(self._shelf.contents.view)
         if view.unknown is not None:
             raise view.unknown
-        self._shelf.claims.go_by(view.standing)
+        self._shelf.claiming.claims.go_by(view.standing)
         memory = self._in_memory()
         ids = memory.keys() | view.committed.keys()
         if view.attempts:  # else: a tier that outlived the one with the claims; the newest of what it has counts
@@ -117,7 +117,7 @@ class Loading:
         errors: list[str] = []
         for tier in tiers:
             try:
-                manifest = await self._host.in_thread(self._shelf.manifest, tier, checkpoint)
+                manifest = await self._host.in_thread(self._shelf.contents.manifest, tier, checkpoint)
             except HoldfastError as e:
                 errors.append(f"{tier}: {e.message}")
                 continue
@@ -153,7 +153,7 @@ class Loading:
     async def _fetch_all(self, checkpoint: CheckpointId, rank: int) -> list[messages.FetchedImage]:
         # An agent that has just begun looks at its slots first: what it was told to fetch may stand in them.
         await self._settle(checkpoint)
-        view = await self._host.in_thread(self._shelf.view)
+        view = await self._host.in_thread(self._shelf.contents.view)
         candidate = await self._candidate(checkpoint, self._in_memory(), view.committed.get(checkpoint, []))
         records = [record for _, record in sorted(candidate.images.items())]
         tasks = [

@@ -64,7 +64,7 @@ class Looking:
 
     def history(self) -> told.History:
         """The newest stalls and flushes."""
-        return told.History(time.time(), self._stalls.stalls(), self._shelf.flushes.flushes())
+        return told.History(time.time(), self._stalls.stalls(), self._shelf.keeping.flushes.flushes())
 
     def _rooms(self) -> dict[int, SlotRoom]:
         now_s = time.monotonic()
@@ -74,11 +74,14 @@ class Looking:
         }
 
     def _shelved(self) -> dict[str, Shelved]:
-        totals = self._shelf.flushes.totals()
+        totals = self._shelf.keeping.flushes.totals()
         names = [r.name for r in self._host.settings.tiers if not r.is_memory]
         return {
             n: Shelved(
-                *totals.get(n, (0, 0.0)), self._shelf.limit_of(n), *self._shelf.recyclable(n), self._shelf.repaired[n]
+                *totals.get(n, (0, 0.0)),
+                self._shelf.tiers.limit_of(n),
+                *self._shelf.tiers.recyclable(n),
+                self._shelf.remaking.repaired[n],
             )
             for n in names
         }

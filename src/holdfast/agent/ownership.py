@@ -51,7 +51,7 @@ class Ownership:
     async def _found(self) -> bool:
         own = self._run_page.attempt
         try:
-            lineage, highest = await self._host.in_thread(self._shelf.lineage)
+            lineage, highest = await self._host.in_thread(self._shelf.claiming.lineage)
         except HoldfastError as e:
             self._host.reported(e.to_dict())
             return False
@@ -63,7 +63,7 @@ class Ownership:
         if highest > own:
             self._superseded(highest)
             return True
-        self._shelf.owner = own
+        self._shelf.claiming.owner = own
         self._executor.tell_run(events.AttemptOwned(own, lineage))
         self._host.later(self._catch_up())
         return True
@@ -82,9 +82,9 @@ class Ownership:
 
         Raises: RunBusyError while another arena of this machine coordinates the run; TierError.
         """
-        await self._host.in_thread(self._shelf.refuse_other_owner, self.coordinator)
+        await self._host.in_thread(self._shelf.claiming.refuse_other_owner, self.coordinator)
         seen = max((s.page.attempt for s in self._arena.slots.values()), default=0)
-        attempt, lineage = await self._host.in_thread(self._shelf.claim, body.parent, self.coordinator, seen)
+        attempt, lineage = await self._host.in_thread(self._shelf.claiming.claim, body.parent, self.coordinator, seen)
         self._run_page.attempt = attempt
         self._run_page.superseded_by = 0
         log.info("attempt %d, standing on %s", attempt, body.parent)
@@ -97,9 +97,9 @@ class Ownership:
         """In the background, once we own an attempt: commit what was flushed whole and never committed, remove what
         dead agents left, and tell the run machine what stands where."""
         try:
-            for tier, checkpoint in await self._host.in_thread(self._shelf.roll_forward):
+            for tier, checkpoint in await self._host.in_thread(self._shelf.keeping.roll_forward):
                 log.info("rolled %s forward on %s", checkpoint, tier)
-            await self._host.in_thread(self._shelf.sweep_uploads)
+            await self._host.in_thread(self._shelf.tiers.sweep_uploads)
         except HoldfastError as e:
             self.maybe_superseded(e)
             self._host.reported(e.to_dict())
@@ -113,7 +113,7 @@ class Ownership:
             return
         try:
             in_flight = {s.checkpoint for s in run.steps()} | {i.checkpoint for i in run.shared()}
-            await self._host.in_thread(shelf.tidy, in_flight)
+            await self._host.in_thread(shelf.keeping.tidy, in_flight)
         except HoldfastError as e:
             self.maybe_superseded(e)
             self._host.reported(e.to_dict())
@@ -124,7 +124,7 @@ class Ownership:
             if rule.is_memory:
                 continue
             try:
-                committed, tombstoned, notes = await self._host.in_thread(self._shelf.catalog, rule.name)
+                committed, tombstoned, notes = await self._host.in_thread(self._shelf.contents.catalog, rule.name)
                 self._executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned, notes))
             except HoldfastError as e:
                 self._executor.tell_run(events.CatalogFailed(rule.name, e.to_dict()))
@@ -135,7 +135,7 @@ class Ownership:
             self._host.later(self._look_for_successor())
 
     async def _look_for_successor(self) -> None:
-        _, highest = await self._host.in_thread(self._shelf.lineage)
+        _, highest = await self._host.in_thread(self._shelf.claiming.lineage)
         if highest > self._run_page.attempt:
             self._superseded(highest)
 

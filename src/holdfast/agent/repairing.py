@@ -91,26 +91,26 @@ class Repairing:
         """Where the good copy came from."""
         async with self._turn:
             if job.image is None:
-                source = await self._host.in_thread(self._shelf.repair_manifest, job.tier, job.checkpoint)
+                source = await self._host.in_thread(self._shelf.remaking.manifest, job.tier, job.checkpoint)
             else:
                 source = await self._repair_image(job, job.image, why)
-        self._shelf.repaired[job.tier] += 1
+        self._shelf.remaking.repaired[job.tier] += 1
         log.warning("repaired %s on %s from %s: %s", job.image or job.checkpoint, job.tier, source, why)
         return source
 
     async def _repair_image(self, job: _Job, image: ImageId, why: str) -> str:
-        record = await self._host.in_thread(self._shelf.record, job.checkpoint, image)
+        record = await self._host.in_thread(self._shelf.remaking.record, job.checkpoint, image)
         slot = self._slot_of(image, record)
         if slot is None:
             if record is None:
                 raise CorruptError(f"no manifest says what {image} has to be", tier=job.tier, step=image.step)
-            return await self._host.in_thread(self._shelf.repair_image, job.tier, record, job.checkpoint, why)
+            return await self._host.in_thread(self._shelf.remaking.image, job.tier, record, job.checkpoint, why)
         held = self._executor.held()[slot]
         # Found and pinned without giving up the loop: it cannot be freed in between.
         self._executor.tell_node(events.Pinned(slot))
         try:
             room = self._arena.slots[slot].image
-            await self._host.in_thread(self._shelf.repair_from_memory, job.tier, held, room, job.checkpoint, why)
+            await self._host.in_thread(self._shelf.remaking.from_memory, job.tier, held, room, job.checkpoint, why)
         finally:
             self._executor.tell_node(events.Unpinned(slot))
         return MEMORY

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.agent.shelf import View
+from holdfast.agent.contents import View
 from holdfast.agent.verdict import judge
 from holdfast.agent.view import AgentView, Shelved
 from holdfast.lifecycle.slots import SlotView, TierView

@@ -61,7 +61,7 @@ def power_cuts_amid_recycling(scene: Scene, defects: Defects = (), *, seed: int 
 # Rot ------------------------------------------------------------------------------------------------------------------
 def rot_while_the_agent_is_dead(scene: Scene, defects: Defects = (), *, place: str = "tensor") -> None:
     """A bit flips in the newest step, which is nowhere else: the next older one is loaded, the bad one goes nowhere."""
-    stop = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="pause", arg=NEVER, nth=2)
+    stop = Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", do="pause", arg=NEVER, nth=2)
     scene.inject(stop)
     scene.start(steps=5, end="linger")
     scene.wait_for("memory", step=4)
@@ -151,7 +151,7 @@ def _image(scene: Scene, attempt: int, step: int) -> Path:
 # Order ----------------------------------------------------------------------------------------------------------------
 def one_image_is_late(scene: Scene, defects: Defects = ()) -> None:
     """Two ranks; the flush of one image never ends, and the node dies: the step is not committed."""
-    stop = Fault(AGENT, "holdfast.agent.shelf:Shelf.upload", do="pause", arg=NEVER, nth=4)
+    stop = Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", do="pause", arg=NEVER, nth=4)
     scene.inject(stop, defects=defects)
     scene.job = scene.job_with(world=2)
     scene.start(steps=2, end="linger")

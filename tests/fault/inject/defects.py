@@ -107,7 +107,7 @@ def _attempt_not_claimed(patch: Patch) -> None:
 
         return instead
 
-    patch("holdfast.agent.shelf:Shelf.claim", reuse)
+    patch("holdfast.agent.claiming:Claiming.claim", reuse)
 
 
 def _staged_before_it_is_copied(patch: Patch) -> None:

@@ -1,0 +1,104 @@
+"""Whose the run is: the claims on the agent's tiers, read and made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.agent.claims import Claims, Standing
+from holdfast.agent.open_tiers import OpenTiers
+from holdfast.errors import AgentError, HoldfastError, RunBusyError
+from holdfast.model.identity import CheckpointId, Lineage
+from holdfast.store import attempts
+from holdfast.tiers import same_place
+from holdfast.tiers.contract import Tier
+from holdfast.wire.client import AgentClient
+
+_ASK_S = 5.0
+
+
+class Claiming:
+    """Claims attempts, and knows the lineage.
+
+    Attributes:
+        owner: the attempt in whose name this agent commits and deletes; 0: none.
+        claims: what is known of the run's attempts.
+
+    Threads: any; each method blocks.
+    """
+
+    def __init__(self, tiers: OpenTiers) -> None:
+        self._tiers = tiers
+        self.owner = 0
+        self.claims = Claims(self._claims_on)
+
+    def lineage(self) -> tuple[Lineage, int]:
+        """The lineage of the highest attempt, and its number (0: none). Raises: see `Claims.read`."""
+        found = self.claims.read(self._tiers.authority, self._tiers.besides_home)
+        return found.lineage, found.highest
+
+    def _claims_on(self, home: Tier, others: Sequence[Tier]) -> attempts.Attempts:
+        """Each within the time a look may take. Raises: see `read_attempts`."""
+        return attempts.read_attempts([self._tiers.patient(home)], spare=[self._tiers.patient(t) for t in others])
+
+    def claim(self, parent: CheckpointId | None, coordinator: str, seen: int) -> tuple[int, Lineage]:
+        """Claim the next attempt. Raises: see store.attempts.claim; SupersededError: see `Claims.check`."""
+        others = self._tiers.besides_home
+        self.claims.check(self._tiers.authority)
+        for name, _ in self._tiers.shelved():
+            with contextlib.suppress(HoldfastError):
+                seen = max(seen, self._tiers.look_at(name).highest_attempt)
+        claimed = attempts.claim(
+            self._tiers.authority,
+            [self._tiers.patient(t) for t in others],
+            run=self._tiers.settings.run,
+            parent=parent,
+            coordinator=coordinator,
+            seen=seen,
+        )
+        self.owner = claimed.attempt
+        self.claims.claimed(claimed.attempt)
+        return claimed.attempt, self.lineage()[0]
+
+    def for_load(self) -> Standing:
+        """What a load goes by. Raises: see `Claims.for_load`."""
+        return self.claims.for_load(self._tiers.authority, self._tiers.besides_home)
+
+    def refuse_other_owner(self, own_coordinator: str) -> None:
+        """Another arena of this machine may run the same run: ask its coordinator whether trainers are attached.
+
+        Raises: RunBusyError.
+        """
+        found = attempts.read_attempts([self._tiers.authority])
+        newest = max(found.records, key=lambda a: a.attempt, default=None)
+        if newest is None or not newest.coordinator or newest.coordinator == own_coordinator:
+            return
+        boot, _, path = newest.coordinator.partition(":")
+        if boot != own_coordinator.partition(":")[0] or not os.path.exists(path):
+            return
+        attached = _attached_at(Path(path), self._tiers.settings.home)
+        if attached:
+            raise RunBusyError(
+                f"attempt {newest.attempt} of this run is coordinated at {path}, where {attached}",
+                hint="end that job first, or use another run name",
+            )
+
+
+def _attached_at(socket_path: Path, home: str) -> str:
+    """Who trains with the agent that answers there, in words; empty when nobody does, or no agent is there.
+
+    One of another home leads a run that this one was copied from.
+    """
+    try:
+        status: dict[str, Any] = AgentClient(socket_path).get("/status", dict, timeout_s=_ASK_S)
+    except AgentError:
+        return ""
+    except HoldfastError as e:
+        return e.message  # it lives and does not say: perhaps somebody trains
+    if not same_place(status["home"], home):
+        return ""
+    pids = [str(t["pid"]) for t in status.get("trainers", ()) if t["alive"]]
+    return f"process {', '.join(pids)} trains" if pids else ""

@@ -1,0 +1,213 @@
+"""The agent's tiers, each opened once, with threads of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from holdfast.agent.late import LateTier
+from holdfast.agent.patience import Patience, PatientTier
+from holdfast.config import Settings
+from holdfast.errors import HoldfastError
+from holdfast.model.place import TierRule
+from holdfast.store import catalog as catalogs
+from holdfast.tiers import PosixTier, open_tier
+from holdfast.tiers.contract import ABANDONED_S, Tier
+from holdfast.tiers.wrappers import Retry, RetryPolicy, Throttle
+
+log = logging.getLogger("holdfast.agent")
+
+_LEAST_LOOK_S = 5.0
+_LOOKS_PER_LOAD = 6
+
+
+class OpenTiers:
+    """Invariants: a tier is opened once; no tier takes the threads of another, so that one that hangs holds up itself.
+
+    Attributes:
+        settings: of the launch that is attached.
+
+    Threads: any; what looks at a tier blocks.
+    """
+
+    def __init__(self, settings: Settings, arena: Path) -> None:
+        self.settings = settings
+        self._arena = _arena_id(arena)
+        self._name = f"{self._arena}.{uuid.uuid4().hex[:12]}"
+        self._tiers: dict[str, Tier] = {}
+        self._urls: dict[str, str] = {}
+        self._left: list[Tier] = []
+        self._disks: dict[str, PosixTier] = {}
+        self._known: dict[str, catalogs.KnownManifests] = {}
+        self._limited: dict[str, Throttle] = {}
+        self._parts: dict[str, ThreadPoolExecutor] = {}
+        self._uploads: dict[str, ThreadPoolExecutor] = {}
+        self._acts: dict[str, ThreadPoolExecutor] = {}
+        self._looks: dict[str, Patience] = {}
+        for rule in settings.tiers:
+            if not rule.is_memory:
+                self._install(rule, self._open_or_later(rule))
+
+    def __getitem__(self, name: str) -> Tier:
+        return self._tiers[name]
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+    def reconfigure(self, settings: Settings) -> None:
+        """Other tiers: open what is new, or stands elsewhere now. What is gone stays open until the agent ends, for
+        flushes under way. Nothing changes when one cannot be opened.
+
+        Raises: ConfigError, TierError.
+        """
+        opened: dict[TierRule, Tier] = {}
+        try:
+            for rule in settings.tiers:
+                if not rule.is_memory and self._urls.get(rule.name) != rule.url:
+                    opened[rule] = self._open(rule)
+        except HoldfastError:
+            for tier in opened.values():
+                tier.close()
+            raise
+        for rule, tier in opened.items():
+            self._install(rule, tier)
+        self._limit(settings.tiers)
+        self.settings = settings
+
+    def _open(self, rule: TierRule) -> Tier:
+        return Retry(self._open_once(rule), self._patience)
+
+    @property
+    def _patience(self) -> RetryPolicy:
+        return RetryPolicy(deadline_s=self.settings.retry_s)
+
+    def _open_once(self, rule: TierRule) -> Tier:
+        tier = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
+        if isinstance(tier, PosixTier):
+            self._disks[rule.name] = tier
+        # Inside of the retries: what is sent again takes bandwidth again.
+        limited = self._limited[rule.name] = Throttle(tier, write_bytes_per_s=rule.max_bytes_per_s)
+        return limited
+
+    def _limit(self, rules: Collection[TierRule]) -> None:
+        """Tiers that stay open get the limits they have now."""
+        for rule in rules:
+            if rule.name in self._limited:
+                self._limited[rule.name].limit_writes(rule.max_bytes_per_s)
+
+    def _open_or_later(self, rule: TierRule) -> Tier:
+        """An agent that follows one that died keeps and loads memory, whatever became of a tier meanwhile."""
+        try:
+            return self._open(rule)
+        except HoldfastError as e:
+            log.error("tier %s is not used until it can be opened: %s", rule.name, e.message)
+            # Opening is tried again like any other call, else a flush that begins at once fails for good.
+            return LateTier(rule.name, rule.scope, lambda: self._open_once(rule), self._patience)
+
+    def _install(self, rule: TierRule, tier: Tier) -> None:
+        if rule.name in self._tiers:
+            self._left.append(self._tiers[rule.name])
+        self._tiers[rule.name], self._urls[rule.name] = tier, rule.url
+        self._known[rule.name] = catalogs.KnownManifests()
+        if rule.name not in self._parts:
+            threads = tier.capabilities.concurrency
+            self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
+            self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
+            self._acts[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-act-{rule.name}")
+            self._looks[rule.name] = Patience(rule.name)
+
+    # -- which there are ----------------------------------------------------------------------------------------------
+    @property
+    def authority(self) -> Tier:
+        """The tier attempts are claimed on."""
+        return self._tiers[self.settings.home_tier.name]
+
+    @property
+    def besides_home(self) -> list[Tier]:
+        """All but the one attempts are claimed on."""
+        return [t for _, t in self.shelved() if t is not self.authority]
+
+    def shelved(self) -> Iterator[tuple[str, Tier]]:
+        """Those that the settings name now; memory is none of them."""
+        return ((r.name, self._tiers[r.name]) for r in self.settings.tiers if not r.is_memory)
+
+    def others(self, tier: str) -> list[Tier]:
+        """Where another copy of what is on this tier may be."""
+        return [t for name, t in self.shelved() if name != tier]
+
+    # -- bandwidth, room, threads -------------------------------------------------------------------------------------
+    def limit_of(self, tier: str) -> float | None:
+        """How many bytes per second are flushed there at most; None: no limit."""
+        return self._limited[tier].write_bytes_per_s if tier in self._limited else None
+
+    def lift_limits(self) -> None:
+        """The end is near: what has to be durable by then takes all bandwidth there is."""
+        for tier in list(self._limited.values()):
+            tier.limit_writes(None)
+
+    def recyclable(self, tier: str) -> tuple[int, int]:
+        """How many files of deleted images wait there for new ones, and their bytes. Asks no disk."""
+        return self._disks[tier].recyclable if tier in self._disks else (0, 0)
+
+    def uploads(self, tier: str) -> ThreadPoolExecutor:
+        """Where flushes to a tier run."""
+        return self._uploads[tier]
+
+    def acts(self, tier: str) -> ThreadPoolExecutor:
+        """Where commits and deletions on a tier run."""
+        return self._acts[tier]
+
+    def parts(self, tier: str) -> ThreadPoolExecutor:
+        """Where parts of an image are read and written."""
+        return self._parts[tier]
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+    def catalog(self, tier: str) -> catalogs.Catalog:
+        """What is on a tier; manifests that did not change are not read again."""
+        return catalogs.read_catalog(self[tier], known=self.known(tier))
+
+    def known(self, tier: str) -> catalogs.KnownManifests:
+        """Manifests of a tier that need not be read again."""
+        return self._known[tier]
+
+    def look_at(self, tier: str, limit_s: float | None = None) -> catalogs.Catalog:
+        """`catalog`, within a part of what a load may take, or within `limit_s`.
+
+        Raises: TierUnavailableError when it hangs, and the thread is left to it; what listing raises.
+        """
+        return self._looks[tier].look(partial(self.catalog, tier), max(_LEAST_LOOK_S, limit_s or self._look_s))
+
+    @property
+    def _look_s(self) -> float:
+        return self.settings.load_timeout_s / _LOOKS_PER_LOAD
+
+    def patient(self, tier: Tier) -> Tier:
+        """The same tier, which is looked at for a part of what a load may take."""
+        return PatientTier(tier, self._looks[tier.name], max(_LEAST_LOOK_S, self._look_s))
+
+    def sweep_uploads(self) -> None:
+        """Remove unfinished uploads whose agent is surely dead.
+
+        That is every other agent of this arena, whose lock we hold. Of other arenas and nodes only time tells.
+        """
+        for _, tier in self.shelved():
+            tier.sweep(owner_prefix=f"{self._arena}.")
+            tier.sweep(untouched_s=ABANDONED_S)
+
+    def close(self) -> None:
+        """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
+        for pool in (*self._uploads.values(), *self._parts.values(), *self._acts.values()):
+            pool.shutdown(wait=True, cancel_futures=True)
+        for patience in self._looks.values():
+            patience.close()
+        for tier in (*self._tiers.values(), *self._left):
+            tier.close()
+
+
+def _arena_id(arena: Path) -> str:
+    """Tells arenas apart, on one node and on several. Two containers may have a path in common, not its file system."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{boot}:{arena.stat().st_dev}:{arena}".encode()).hexdigest()[:12]

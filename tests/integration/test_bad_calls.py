@@ -59,4 +59,7 @@ def test_waiting_for_what_is_not_due(place):
         for what in ("durable", "posix", "no-such-tier"):
             with refused(NotDueError, what, within_s=5):
                 saved.wait(what)
+        with pytest.raises(NotDueError, match="no tier is called 'durble'") as caught:
+            saved.wait("durble")
+        assert "durable, posix" in str(caught.value.hint)
         saved.wait("memory", timeout_s=20)

@@ -1,6 +1,7 @@
 """Cadence by time, and errors that end training: on all ranks at the same step, without a collective."""
 
 import itertools
+import shutil
 import time
 
 import pytest
@@ -112,3 +113,31 @@ def test_in_one_process_a_failed_save_is_raised_at_the_next_step(place, mounts):
     assert caught.value.kind == "tier-full"
     ckpt.close()
     until(place.committed, "the other tier has its copy")
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # it may be warned of first
+def test_a_tier_that_lost_its_directory_to_a_file_is_a_failure(place, tmp_path):
+    gone = tmp_path / "gone" / "run"
+    gone.parent.mkdir()
+    config = holdfast.Config(
+        tiers=(holdfast.TierConfig(place.url), holdfast.TierConfig(str(gone), name="gone")), on_save_error="raise"
+    )
+    state = {"x": torch.zeros(1000)}
+    ckpt = holdfast.Checkpointer(config)
+    ckpt.load(state)
+    saved = ckpt.save(1, state)
+    assert saved is not None
+    saved.wait("gone", timeout_s=60)
+    shutil.rmtree(gone)
+    gone.write_text("in the way")
+
+    def train():
+        for step in range(2, 1000):
+            ckpt.save(step, state)
+            time.sleep(0.05)
+
+    with pytest.raises(holdfast.HoldfastError, match="ENOTDIR") as caught:
+        train()
+    assert (caught.value.kind, caught.value.tier) == ("not-found", "gone")
+    assert "a file stands" in str(caught.value.hint)
+    ckpt.close(discard=True)

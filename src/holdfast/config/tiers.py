@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast.config.urls import SCHEME_NAMES, normalise_url
+from holdfast.config.urls import SCHEME_NAMES, normalise_url, refuse_file
 from holdfast.config.values import convert_of_tier, text
 from holdfast.errors import ConfigError
 from holdfast.model.place import Scope, TierRule
@@ -76,6 +76,7 @@ def _check_places(rules: Sequence[TierRule]) -> None:
 
 def _rule(index: int, tier: TierConfig, taken: set[str], said: Mapping[str, str]) -> TierRule:
     words = {key: _value(tier, key, index, said) for key in _WORDS}
+    refuse_file(words["url"])
     url = normalise_url(words["url"])
     name = _name(words["name"], url, taken)
     scope = words["scope"] or ("node" if url == "memory:" else "shared")
@@ -114,6 +115,8 @@ def _value(tier: TierConfig, key: str, index: int, said: Mapping[str, str], call
 def _name(given: str | None, url: str, taken: set[str]) -> str:
     base = given or SCHEME_NAMES[urlsplit(url).scheme]
     name = next(n for n in (base, *(f"{base}-{i}" for i in range(2, MAX_TIERS + 2))) if n not in taken)
-    if (given in RESERVED_TIER_NAMES and not url.startswith("memory:")) or (given and name != given):
+    if given in RESERVED_TIER_NAMES and not url.startswith("memory:"):
+        raise ConfigError(f"the tier name {given!r} has a meaning of its own", hint="give the tier another name")
+    if given and name != given:
         raise ConfigError(f"the tier name {given!r} is taken", hint="give each tier a name of its own")
     return name

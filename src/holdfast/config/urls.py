@@ -34,6 +34,15 @@ def normalise_url(url: str) -> str:
     return url.rstrip("/") if scheme else "file://" + quote(os.path.abspath(url))
 
 
+def refuse_file(url: str) -> None:
+    """A configuration is no place for checkpoints. Raises: ConfigError."""
+    if url.endswith(".toml"):
+        raise ConfigError(
+            f"{url!r} is the name of a configuration, not of a place for checkpoints",
+            hint="in Python holdfast.Config.from_file(PATH) reads it; on the command line check that the file is there",
+        )
+
+
 def _path_in(url: str) -> str:
     """The path a file: URL says. One with fewer than three slashes would quietly become another path."""
     hint = "write three slashes: file:///data/run7"

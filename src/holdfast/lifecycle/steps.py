@@ -189,8 +189,10 @@ class StepStatus:
         return self.memory != "staged" and not any(t.state in ("waiting", "flushing") for t in self.tiers.values())
 
 
-_NO_FAILURE = {"skipped", "not-found", "superseded", "not-due"}
-"""Kinds of errors that are no failure of a save: given up for a newer step, pruned, the run is another's, no tier."""
+_NO_FAILURE = {"skipped", "superseded", "not-due"}
+"""Kinds of errors that are no failure of a save: given up for a newer step, the run is another's, no tier."""
+_PRUNED = ("dropped", "not-found")
+"""A step that was deleted on purpose. `failed` with the same kind is a tier that lost its directory."""
 
 
 def outcomes_of(status: StepStatus) -> dict[str, Error | None]:
@@ -203,9 +205,14 @@ def outcomes_of(status: StepStatus) -> dict[str, Error | None]:
     for place, state, error in places:
         if state in ("whole", "gone", "committed"):
             found[place] = None
-        elif state in ("failed", "dropped") and error is not None and error.get("kind") not in _NO_FAILURE:
+        elif state in ("failed", "dropped") and error is not None and _is_failure(state, error):
             found[place] = error
     return found
+
+
+def _is_failure(state: str, error: Error) -> bool:
+    kind = error.get("kind")
+    return kind not in _NO_FAILURE and (state, kind) != _PRUNED
 
 
 _SHOWN = {TierState.COMMITTING: "flushing"}

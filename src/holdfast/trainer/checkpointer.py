@@ -21,7 +21,7 @@ from holdfast.policy.schedule import due_tiers, names_of_mask
 from holdfast.trainer.differences import warn_of
 from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
-from holdfast.trainer.noted import note
+from holdfast.trainer.noted import Wished, note
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
@@ -77,6 +77,7 @@ class Checkpointer:
             warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         self._stopping = Stopping(self._session)
         self._timed = TimedSaves(self._session)
+        self._wished = Wished(settings.tiers if self._ranks.rank == 0 else ())
         self._plan = StagePlan(settings.run, self._ranks)
         self._saves = Saves(self._session, self._ranks, self._plan)
         self.last_load: Loaded | None = None
@@ -166,7 +167,9 @@ class Checkpointer:
         # ranks wait for this one.
         patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
         wanted = Wanted(step, due | timed, timed - due, notes)
-        return self._saves.make(state, wanted, began=began, patience_s=patience_s)
+        made = self._saves.make(state, wanted, began=began, patience_s=patience_s)
+        self._wished.check(due | timed, metrics)
+        return made
 
     def steps(self) -> list[messages.StepInfo]:
         """Every step of the run that exists anywhere, oldest first."""

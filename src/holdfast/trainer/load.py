@@ -86,7 +86,7 @@ class Loader:
             if found.checkpoint is None:
                 if found.empty and step is None:
                     return None
-                raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
+                raise LoadError(_nothing(found, step, self.notes), hint=_hint(step), step=step)
             if self._take(talk, found.checkpoint, state, strict):
                 loaded = Loaded(found.checkpoint, self._bytes_by_tier, self._differences)
                 if found.problems or self.notes:
@@ -95,9 +95,9 @@ class Loader:
                 log.info("loaded %s", loaded)
                 return loaded
             if step is not None:
-                raise LoadError(_nothing(found, step, self.notes), hint=_HINT, step=step)
+                raise LoadError(_nothing(found, step, self.notes), hint=_hint(step), step=step)
             below = found.checkpoint
-        raise LoadError(f"gave up after {_MAX_TRIES} steps: {'; '.join(self.notes)}", hint=_HINT, step=step)
+        raise LoadError(f"gave up after {_MAX_TRIES} steps: {'; '.join(self.notes)}", hint=_hint(step), step=step)
 
     def _loadable(self, step: int | None, below: CheckpointId | None) -> messages.Loadable:
         query: dict[str, object] = {"step": step}
@@ -213,7 +213,10 @@ def _bytes_by_tier(answers: list[list[messages.FetchedImage]]) -> dict[str, int]
     return found
 
 
-_HINT = "run `holdfast ls URL` and `holdfast verify URL`; `holdfast prune URL --everything --yes` starts over"
+def _hint(step: int | None) -> str:
+    """Starting over is no answer to a step that is not there."""
+    look = "run `holdfast ls URL` and `holdfast verify URL`"
+    return f"{look}; `holdfast prune URL --everything` starts over" if step is None else look
 
 
 def _nothing(found: messages.Loadable, step: int | None, notes: list[str]) -> str:

@@ -70,7 +70,7 @@ class Save:
         or committed on the named tier.
 
         Raises:
-            NotDueError: `what` is not due at this step, so waiting would never end.
+            NotDueError: `what` is not due at this step, or no tier's name, so waiting would never end.
             DeadlineError: not within `timeout_s` (None: the close time-out of the run).
             StepDroppedError, StepLostError, SkippedError, TierError, ...: it will never come true, and why.
         """
@@ -113,12 +113,14 @@ class Save:
             outliving = [n for n in rules if not rules[n].is_memory and n in self.due]
             shared = [n for n in outliving if rules[n].scope.value == "shared"]
             targets = shared or outliving
-        else:
+        elif what in ("memory", *rules):
             targets = [what] if what in self.due else []
+        else:
+            known = dict.fromkeys(("staged", "memory", "durable", *rules))
+            raise NotDueError(f"no tier is called {what!r}", hint=f"there are {', '.join(known)}", step=self.step)
         if not targets:
-            known = ", ".join(sorted(self.due)) or "none"
             raise NotDueError(
-                f"{what!r} is not due at step {self.step} (due: {known})",
+                f"{what!r} is not due at step {self.step} (due: {', '.join(sorted(self.due)) or 'none'})",
                 hint="wait for a due tier, or save with force=True",
                 step=self.step,
             )

@@ -34,7 +34,12 @@ _MEANINGS: tuple[tuple[set[int], type[HoldfastError], str], ...] = (
     ),
     ({errno.EFBIG}, TierError, "files may not be so long: raise the limit (ulimit -f), or use another file system"),
     ({errno.ENXIO, errno.ENODEV}, TierError, "the device under {root} is gone; see dmesg"),
-    ({errno.ENOENT, errno.ENOTDIR, errno.EISDIR}, NotFoundError, ""),
+    ({errno.ENOENT}, NotFoundError, ""),
+    (
+        {errno.ENOTDIR, errno.EISDIR},
+        NotFoundError,
+        "a file stands where a directory of {root} is needed, or the reverse: move it away",
+    ),
     ({errno.EMFILE, errno.ENFILE}, TierUnavailableError, "too many open files: raise the limit (ulimit -n)"),
     (
         {

@@ -12,7 +12,7 @@ import holdfast
 from benchmarks.files import await_end_of_agents, images, sync_directory
 from benchmarks.table.ways.way import Flight, Job, barrier
 
-_PREPARE_S, _PRUNE_S, _DURABLE_S = 180.0, 30.0, 240.0
+_PREPARE_S, _PRUNE_S, _DURABLE_S = 180.0, 120.0, 240.0
 
 
 class Holdfast:

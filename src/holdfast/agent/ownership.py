@@ -55,6 +55,8 @@ class Ownership:
         except HoldfastError as e:
             self._host.reported(e.to_dict())
             return False
+        if self._run_page.attempt != own:
+            return True  # a launch claimed the next one meanwhile
         if highest < own:
             self._host.reported(
                 NotFoundError(f"the claim of attempt {own}, which this arena made, is not there").to_dict()

@@ -150,7 +150,6 @@ class Checkpointer:
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise UsageError(f"step {step!r} is not a whole number from 0 up", hint="pass the training step")
         began = time.perf_counter()
-        notes = note(metrics)
         self._session.ensure()
         rules = self._settings.tiers
         due = due_tiers(step, rules, force=force, first=self._saves.first)
@@ -166,6 +165,7 @@ class Checkpointer:
         # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
         # ranks wait for this one.
         patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
+        notes = note(metrics) if self._ranks.rank == 0 else b""  # not before: a metric may be a tensor on a device
         wanted = Wanted(step, due | timed, timed - due, notes)
         made = self._saves.make(state, wanted, began=began, patience_s=patience_s)
         self._wished.check(due | timed, metrics)

@@ -115,21 +115,26 @@ class Stopping:
         return proposed <= step and page.proposal_ack == nonce
 
     def _settled(self, step: int, nonce: int) -> bool:
-        """Wait, bounded, until the proposal about this step is settled or withdrawn."""
-        run, page = self._session.run_page, self._session.page
-        deadline = time.monotonic() + self._session.settings.stop_wait_s
-        while run.proposal_nonce == nonce and self._session.attachment.alive:
+        """Wait, bounded, until the proposal about this step is settled or withdrawn; if the agent dies, by the next."""
+        session = self._session
+        deadline = time.monotonic() + session.settings.stop_wait_s
+        while (run := session.run_page).proposal_nonce == nonce:
+            page = session.page  # both are others after an agent died
             if run.proposal_state == ProposalState.SETTLED:
                 return True
             if run.proposal_state == ProposalState.WITHDRAWN:
                 return False
+            if not session.attachment.alive:
+                if session.world_size == 1:
+                    return False
+                session.ensure()
             if time.monotonic() > deadline:
                 if page.proposal_nack == nonce:
                     # The agent answers neither: it hangs. Whoever did see it settle stops; the launcher ends the rest.
                     return False
                 # Object: unless it settles this instant, nobody stops at this step.
                 page.proposal_nack = nonce
-                deadline = time.monotonic() + self._session.settings.stop_wait_s
+                deadline = time.monotonic() + session.settings.stop_wait_s
             time.sleep(_POLL_S)
         return False
 

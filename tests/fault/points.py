@@ -77,8 +77,8 @@ COLD_POINTS: Points = {
 
 # An agent with a trainer that goes on training.
 AGENT_POINTS: Points = {
-    "preparing": Fault(AGENT, "holdfast.agent.admission:Admission.prepare"),
-    "dealing": Fault(AGENT, "holdfast.agent.admission:Admission._deal"),
+    "preparing": Fault(AGENT, "holdfast.agent.dealing:Dealing.prepare"),
+    "dealing": Fault(AGENT, "holdfast.agent.dealing:Dealing._deal"),
     "claiming": Fault(AGENT, f"{CLAIMING}.claim"),
     "claimed, not told": Fault(AGENT, f"{CLAIMING}.claim", "after"),
     "before sealing": Fault(AGENT, "holdfast.agent.executor:seal_image", "before", 3),

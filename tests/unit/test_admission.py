@@ -2,13 +2,13 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from holdfast.agent.admission import Admission
-from holdfast.agent.agent import Agent
 from holdfast.agent.arena import Arena
+from holdfast.agent.dealing import Dealing
 from holdfast.config import Config, Settings, TierConfig
 from holdfast.errors import CapacityError, ConfigError
 from holdfast.lifecycle import events
@@ -27,17 +27,20 @@ class Told:
         self.run: list[events.RunEvent] = []
         self.node: list[events.NodeEvent] = []
         self.tiers: list[Settings] = []
-        self.agent = SimpleNamespace(
+        self.agent: Any = SimpleNamespace(
             choose_cores=lambda: None,
             settings=of,
-            root=root,
-            arena=SimpleNamespace(budget_bytes=0),
-            shelf=SimpleNamespace(tiers=SimpleNamespace(reconfigure=self.tiers.append)),
+            arena=SimpleNamespace(budget_bytes=0, root=root),
+            tiers=SimpleNamespace(reconfigure=self.tiers.append),
+            launches=None,
+            dealing=None,
+            faulting=None,  # the pool of the event loop
             executor=SimpleNamespace(tell_run=self.run.append, tell_node=self.node.append),
         )
 
     def bring(self, new):
-        Admission(cast(Agent, self.agent))._reconfigure(new)
+        a = self.agent
+        Admission(a, a.executor, a.arena, a.tiers, a.launches, a.dealing)._reconfigure(new)
 
 
 def test_both_machines_hear_of_new_waits(tmp_path):
@@ -73,12 +76,11 @@ def dealt(told, root, rank, image_bytes, budget_bytes):
     arena = told.agent.arena
     if not isinstance(arena, Arena):
         arena = told.agent.arena = Arena(root / "arena", budget_bytes)
-        told.agent.shelf.faulting = None
 
     async def ask():
-        admission = Admission(cast(Agent, told.agent))
-        answer = await admission.prepare(messages.Prepare(rank, image_bytes))
-        await admission.finish()
+        dealing = Dealing(told.agent, told.agent.executor, arena, told.agent.faulting)
+        answer = await dealing.prepare(messages.Prepare(rank, image_bytes))
+        await dealing.finish()
         return answer.slots
 
     return asyncio.run(ask())

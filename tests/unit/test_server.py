@@ -35,12 +35,13 @@ def call():
         loading = SimpleNamespace(loadable=refuse, fetch=refuse, unpinned=invalid, bad_image=refuse)
         agent = SimpleNamespace(
             admission=others,
+            dealing=others,
             ownership=others,
             closing=others,
             loading=loading,
             repairing=SimpleNamespace(repair=refuse),
             prune=refuse,
-            save_status=refuse,
+            answers=SimpleNamespace(save_status=refuse),
             errors_since=refuse,
         )
         async with TestClient(TestServer(Server(cast(Agent, agent)).app)) as client:

@@ -7,15 +7,16 @@ import contextlib
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast.agent.admission import Admission
+from holdfast.agent.answers import Answers
 from holdfast.agent.arena import Arena
 from holdfast.agent.closing import Closing
 from holdfast.agent.cores import Cores
+from holdfast.agent.dealing import Dealing
 from holdfast.agent.executor import Executor
 from holdfast.agent.failing import Failing
 from holdfast.agent.launches import Launches
@@ -24,8 +25,8 @@ from holdfast.agent.looking import Looking
 from holdfast.agent.ownership import Ownership
 from holdfast.agent.poller import Poller, adopted_event
 from holdfast.agent.repairing import Repairing
+from holdfast.agent.reports import Reports
 from holdfast.agent.shelf import Shelf
-from holdfast.agent.status import save_status, save_status_by_tiers, step_infos
 from holdfast.agent.stopping import Proposals
 from holdfast.agent.timed import TimedSaves
 from holdfast.agent.view import AgentView
@@ -49,7 +50,6 @@ _IDLE_POLL_S = 0.1
 """With no trainer alive pages change by nobody's hand but ours."""
 _WATCH_EVERY = 4
 """Look whether trainers live every so many polls: it reads /proc."""
-_ERRORS_KEPT = 100
 _REPORT = "this is a defect; see agent.log"
 
 
@@ -63,9 +63,6 @@ class Agent:
         self.root = root
         self.settings = settings
         self._done = asyncio.Event()
-        self._changed = asyncio.Condition()
-        self._errors: deque[tuple[int, float, events.Error]] = deque(maxlen=_ERRORS_KEPT)
-        """Number, Unix time, error."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened = contextlib.AsyncExitStack()
         """What `finish` lets go of, last opened first: so much of it as `start` came to."""
@@ -85,6 +82,7 @@ class Agent:
         self.shelf = Shelf(settings, self.root)
         self._opened.callback(self.shelf.close)
         self._open_run_page()
+        self.reports = Reports(self.run_page)
         self.shelf.claiming.claims.own = self.run_page.attempt
         self._opened.callback(self._close_run_page)
         self.launches = Launches(self.root)
@@ -101,12 +99,14 @@ class Agent:
         self.failing = Failing(self.stopping)
         self.timed = TimedSaves(self.run_page, time.monotonic)
         self.poller = Poller(self.arena, self.launches, self._seen_on_pages)
-        self.admission = Admission(self)
-        self._opened.push_async_callback(self.admission.finish)
+        self.dealing = Dealing(self, self.executor, self.arena, self.shelf.faulting)
+        self._opened.push_async_callback(self.dealing.finish)
+        self.admission = Admission(self, self.executor, self.arena, self.shelf.tiers, self.launches, self.dealing)
         self.ownership = Ownership(self, self.executor, self.arena, self.shelf, self.run_page)
         self.repairing = Repairing(self, self.executor, self.arena, self.shelf, self.ownership.read_catalogs)
         self.loading = Loading(self, self.executor, self.arena, self.shelf, self.repairing)
         self.closing = Closing(self, self.executor, self.launches, self.poller)
+        self.answers = Answers(self, self.executor, self.arena, self.shelf.contents)
         self.looking = Looking(self, self.executor, self.arena, self.shelf, self.launches, self.run_page)
         self.launches.adopt()
         self.choose_cores()
@@ -170,6 +170,15 @@ class Agent:
                 self.loading.unpin(rank)
             self.executor.tell_run(events.TrainersGone())
         self.trainers_here = here
+
+    def launch_begins(self) -> None:
+        """Forget what was agreed and promised with the launch before."""
+        self.closing.reset()
+        self.poller.forget()
+        self.stopping.reset()
+        self.timed.reset()
+        self.failing.reset()
+        self.loading.forget()
 
     def choose_cores(self) -> None:
         """Go where the setting says, as seen from the trainers that are attached now."""
@@ -236,20 +245,14 @@ class Agent:
 
     def step_changed(self, checkpoint: CheckpointId) -> None:
         """Wake whoever waits for a handle; count what failed."""
-        self.later(self._wake())
+        self.later(self.answers.wake())
         status = self.executor.run.status(checkpoint)
         if status is not None:
             self.failing.look(status, self.settings.saves_to_fail)
 
-    async def _wake(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
     def reported(self, error: events.Error) -> None:
         """Keep an error for status and for the trainers' next save."""
-        log.error("%s", error.get("message"))
-        self.run_page.errors += 1
-        self._errors.append((self.run_page.errors, time.time(), error))
+        self.reports.add(error)
 
     def ended(self, reason: str, error: events.Error | None, *, free: bool) -> None:
         """The run machine needs this agent no more."""
@@ -273,38 +276,9 @@ class Agent:
         if rank in self.launches.trainers:
             self.launches.trainers[rank].attached = here
 
-    async def save_status(self, checkpoint: CheckpointId, *, targets: list[str], wait_s: float) -> messages.SaveStatus:
-        """What became of a step; waits until a target is settled, or `wait_s`."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
-        while True:
-            status = await self._save_status(checkpoint)
-            left_s = deadline - loop.time()
-            if left_s <= 0 or status.settled or any(_settled(status, t) for t in targets):
-                return status
-            async with self._changed:
-                # Not longer than a second: a step staged since the last poll is not announced by a change.
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), min(left_s, 1.0))
-
-    async def _save_status(self, checkpoint: CheckpointId) -> messages.SaveStatus:
-        """From the run machine, else from the slots not yet told, else from what is committed."""
-        known = self.executor.run.status(checkpoint)
-        if known is not None:
-            return save_status(known)
-        occupied = self.arena.find(SlotState.FILLING, SlotState.STAGED, SlotState.HELD)
-        if any((s.page.attempt, s.page.step) == (checkpoint.attempt, checkpoint.step) for s in occupied):
-            return messages.SaveStatus("staged", {})  # since the last poll
-        return save_status_by_tiers(await self.in_thread(self.shelf.contents.view), checkpoint)
-
-    async def step_infos(self) -> list[messages.StepInfo]:
-        """Every step that exists anywhere, oldest first."""
-        shelved = await self.in_thread(self.shelf.contents.view)
-        return step_infos(shelved, self.executor.whole(), self.executor.held().values())
-
     def view(self) -> AgentView:
         """Everything, for status, metrics and page."""
-        return self.looking.view([(at_s, error) for _, at_s, error in self._errors])
+        return self.looking.view(self.reports.kept())
 
     async def prune(self, body: messages.Prune) -> messages.Ok:
         """A person wants checkpoints gone, memory included; the run machine deletes them tier by tier."""
@@ -313,13 +287,4 @@ class Agent:
 
     def errors_since(self, number: int) -> messages.ErrorList:
         """Errors behind the training loop that came after `number`."""
-        news = [dict(e) for n, _, e in self._errors if n > number]
-        fatal = self.failing.fatal
-        return messages.ErrorList(self.run_page.errors, news, dict(fatal) if fatal else None)
-
-
-def _settled(status: messages.SaveStatus, target: str) -> bool:
-    if target == "memory":
-        return status.memory != "staged"
-    state = status.tiers.get(target)
-    return state is not None and state.state not in ("waiting", "flushing")
+        return self.reports.since(number, self.failing.fatal)

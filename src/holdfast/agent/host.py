@@ -17,6 +17,19 @@ class Host(Protocol):
     settings: Settings
     """Of the launch that is attached; another one brings its own."""
 
+    trainers_here: bool
+    """Whether any lived when last looked at."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether no launch is let in any more."""
+
+    def launch_begins(self) -> None:
+        """Forget what was agreed and promised with the launch before."""
+
+    def choose_cores(self) -> None:
+        """Go where the setting says, as seen from the trainers that are attached now."""
+
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Run on the side, until the agent ends."""
 

@@ -39,7 +39,7 @@ class Server:
         add = self.app.router.add_route
         add("GET", "/attach", self.attach)
         add("POST", "/launch", self._posted(messages.Launch, agent.admission.launch))
-        add("POST", "/prepare", self._posted(messages.Prepare, agent.admission.prepare))
+        add("POST", "/prepare", self._posted(messages.Prepare, agent.dealing.prepare))
         add("POST", "/attempt", self._posted(messages.ClaimAttempt, agent.ownership.claim))
         add("GET", "/loadable", self.loadable)
         add("POST", "/fetch", self._posted(messages.Fetch, agent.loading.fetch))
@@ -105,10 +105,10 @@ class Server:
         attempt, step = (_parsed(int, request, n, request.match_info[n]) for n in ("attempt", "step"))
         targets = [t for t in request.query.get("for", "").split(",") if t]
         wait_s = _parsed(_seconds, request, "wait_s", request.query.get("wait_s", "0"))
-        return _json(await self._agent.save_status(CheckpointId(attempt, step), targets=targets, wait_s=wait_s))
+        return _json(await self._agent.answers.save_status(CheckpointId(attempt, step), targets=targets, wait_s=wait_s))
 
     async def steps(self, request: web.Request) -> web.Response:
-        return _json(await self._agent.step_infos())
+        return _json(await self._agent.answers.step_infos())
 
     async def errors(self, request: web.Request) -> web.Response:
         return _json(self._agent.errors_since(_int(request, "since") or 0))

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
-from holdfast.model.image import Entry, ImageHeader, ImageRecord
+from holdfast.model.identity import ImageId
+from holdfast.model.image import Entry, ImageRecord
 from holdfast.model.manifest import Chunk, Manifest, TensorRecord
-from holdfast.store.blocks import BlockTable, Progress, aligned_buffer, located, no_progress, read_header, read_table
+from holdfast.store.blocks import Progress, aligned_buffer, no_progress
 from holdfast.store.boxes import Box, disjoint, parts
+from holdfast.store.ranged import BlockCache, RangedImage
 from holdfast.tiers.contract import Tier
 
 PART_BYTES = 2 * BLOCK_BYTES
@@ -25,23 +27,22 @@ PART_BYTES = 2 * BLOCK_BYTES
 KEPT_BYTES = 6 * BLOCK_BYTES
 """What is kept of what was read: both sides of a part that spans three blocks."""
 _IMAGES_KEPT = 64
-_LENGTH_BYTES = 8
 Bytes = npt.NDArray[np.uint8]
 _Key = tuple[str, tuple[int, ...], tuple[int, ...], int | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An image whose header is proven, as far as it is needed: its table and where each piece stands."""
+    """An image whose header is proven, and where in it each piece stands."""
 
-    key: str
-    header: ImageHeader
-    table: BlockTable
+    image: RangedImage
     entries: dict[_Key, Entry]
 
 
 class Images:
-    """Images of one tier, read by blocks. Invariant: holds at most KEPT_BYTES of blocks and `_IMAGES_KEPT` headers.
+    """Images of one tier, of which small parts are read one after the other.
+
+    Invariant: holds at most KEPT_BYTES of blocks and `_IMAGES_KEPT` headers, and for a moment the head of one more.
 
     Threads: one.
     """
@@ -52,7 +53,8 @@ class Images:
         self._opened: OrderedDict[ImageRecord, _Opened] = OrderedDict()
         self._bad: dict[ImageRecord, HoldfastError] = {}
         """Images that were found missing or damaged: they may hold thousands of tensors, and are not read for each."""
-        self._blocks: OrderedDict[tuple[str, int], tuple[memoryview, int]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[ImageId, int], tuple[memoryview, int]] = OrderedDict()
+        self._heads = BlockCache()
 
     def entry(self, record: ImageRecord, tensor: TensorRecord, chunk: Chunk) -> Entry:
         """Where a chunk stands in its image, by the image's own header.
@@ -63,7 +65,7 @@ class Images:
         entry = opened.entries.get((tensor.fqn, chunk.offsets, chunk.lengths, tensor.owner_rank))
         if entry is None or (entry.piece.shape, entry.piece.dtype) != (tensor.shape, tensor.dtype):
             what = f"header and manifest disagree on {tensor.fqn!r}"
-            raise CorruptError(what, tier=self.tier.name, key=opened.key, step=record.id.step)
+            raise CorruptError(what, tier=self.tier.name, key=names.image_key(record.id), step=record.id.step)
         return entry
 
     def read(self, record: ImageRecord, start: int, stop: int) -> Bytes:
@@ -72,13 +74,7 @@ class Images:
 
     def plain(self, record: ImageRecord) -> bytes:
         """The image's plain values, as tagged JSON. Raises: CorruptError, NotFoundError, TierError."""
-        opened = self._open(record)
-        start, capacity = opened.header.layout.plain_start, opened.header.layout.plain_capacity_bytes
-        length = int.from_bytes(self._read(opened, start, start + _LENGTH_BYTES).tobytes(), "little")
-        if length > capacity - _LENGTH_BYTES:
-            what = f"plain values of {length} bytes cannot stand in their room"
-            raise CorruptError(what, tier=self.tier.name, key=opened.key, step=record.id.step)
-        return self._read(opened, start + _LENGTH_BYTES, start + _LENGTH_BYTES + length).tobytes()
+        return self._open(record).image.plain()
 
     def _open(self, record: ImageRecord) -> _Opened:
         if record in self._opened:
@@ -86,9 +82,8 @@ class Images:
             return self._opened[record]
         if record in self._bad:
             raise self._bad[record]
-        key = names.image_key(record.id)
         try:
-            opened = located(self.tier, key, lambda: self._prove(record, key))
+            opened = self._prove(record)
         except (CorruptError, FormatVersionError, NotFoundError) as e:
             e.step = record.id.step
             self._bad[record] = e
@@ -98,44 +93,40 @@ class Images:
             self._opened.popitem(last=False)
         return opened
 
-    def _prove(self, record: ImageRecord, key: str) -> _Opened:
-        """The header is believed once the blocks it stands in match a table that matches the manifest."""
+    def _prove(self, record: ImageRecord) -> _Opened:
+        key = names.image_key(record.id)
         size_bytes = self.tier.size(key)
         if size_bytes != record.size_bytes:
-            raise CorruptError(f"the image has {size_bytes} bytes, {record.size_bytes} were committed")
-        header = read_header(self.tier, key, size_bytes)
-        table = read_table(self.tier, key, header.layout)
-        if table.whole_crc64nvme != record.crc64nvme:
-            raise CorruptError(f"the image is not the one committed with checksum {record.crc64nvme:016x}")
-        if header.id != record.id:
-            raise CorruptError(f"the header says {header.id}")
-        pieces = ((e.piece, e) for e in header.layout.entries)
-        entries = {(p.fqn, p.offsets, p.lengths, p.owner_rank): e for p, e in pieces}
-        opened = _Opened(key, header, table, entries)
-        self._read(opened, 0, header.layout.header_bytes)
-        return opened
+            what = f"the image has {size_bytes} bytes, {record.size_bytes} were committed"
+            raise CorruptError(what, tier=self.tier.name, key=key)
+        image = RangedImage(self.tier, record, cache=self._heads, progress=self._count)
+        for number in range(-(-image.header.layout.header_bytes // BLOCK_BYTES)):
+            self._block(image, number)  # was read already: small images have no other
+        pieces = ((e.piece, e) for e in image.header.layout.entries)
+        return _Opened(image, {(p.fqn, p.offsets, p.lengths, p.owner_rank): e for p, e in pieces})
+
+    def _count(self, n_bytes: int) -> None:
+        """To whoever wants to know by now."""
+        self.progress(n_bytes)
 
     def _read(self, opened: _Opened, start: int, stop: int) -> Bytes:
         out = np.empty(stop - start, np.uint8)
         for number in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
-            block, size = self._block(opened, number)
+            block, size = self._block(opened.image, number)
             at = number * BLOCK_BYTES
             begin, end = max(start, at), min(stop, at + size)
             out[begin - start : end - start] = np.frombuffer(block[begin - at : end - at], np.uint8)
         return out
 
-    def _block(self, opened: _Opened, number: int) -> tuple[memoryview, int]:
-        wanted = opened.key, number
+    def _block(self, image: RangedImage, number: int) -> tuple[memoryview, int]:
+        wanted = image.record.id, number
         if wanted in self._blocks:
             self._blocks.move_to_end(wanted)
             return self._blocks[wanted]
         full = len(self._blocks) * BLOCK_BYTES >= KEPT_BYTES
         buffer = self._blocks.popitem(last=False)[1][0] if full else aligned_buffer(BLOCK_BYTES)
-        start = number * BLOCK_BYTES
-        size = min(BLOCK_BYTES, opened.header.layout.table_start - start)
-        self.tier.read_into(opened.key, start, buffer[:size])
-        located(self.tier, opened.key, lambda: opened.table.check(start, buffer[:size]))
-        self.progress(size)
+        size = image.stop_of(number) - number * BLOCK_BYTES
+        image.read(number, buffer[:size])
         self._blocks[wanted] = buffer, size
         return buffer, size
 

@@ -1,16 +1,20 @@
 """What tests with real processes share: a place of their own, agents that are ended, ranks that are forked quickly."""
 
+import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration import processes
 from tests.integration.mounts import Mounts
 from tests.integration.place import Place
+
+from holdfast.cli import main
 
 
 @pytest.fixture
@@ -44,3 +48,14 @@ def mounts() -> Iterator[Mounts]:
 def forker() -> "multiprocessing.context.ForkServerContext":
     """A process that has imported torch once, of which every rank is a copy: 1.4 s less for each."""
     return processes.start_forker()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
+    """Runs a command in this process: its exit code and its JSON document."""
+
+    def call(*args: object) -> tuple[int, Any]:
+        code = main([*map(str, args), "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return call

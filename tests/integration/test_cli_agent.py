@@ -1,7 +1,6 @@
 """Commands beside a living agent, and `holdfast agent` itself."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -32,15 +31,6 @@ def home(monkeypatch) -> Iterator[Path]:
         home = Path(directory, "run7")
         open_tier(f"file://{home}", name="posix", owner="1.test").close()
         yield home
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args: object) -> tuple[int, dict]:
-        code = main([*map(str, args), "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return call
 
 
 @contextlib.contextmanager

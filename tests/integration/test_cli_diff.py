@@ -1,6 +1,5 @@
 """`diff` and `show --tensor` on real runs, made through the store."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +40,6 @@ def home(tmp_path: Path, monkeypatch) -> Path:
     save(tier, 20, second, plain=[{"epoch": 2, "lr": [0.1, 0.3], "nan": float("nan"), "more": ()}, {"at": 6}, {}, {}])
     tier.close()
     return home
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args: object) -> tuple[int, dict]:
-        code = main([*map(str, args), "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return call
 
 
 def test_diff_tells_structure_values_and_the_change_of_each_tensor(home, run):

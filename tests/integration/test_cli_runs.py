@@ -84,17 +84,6 @@ def flip(path: Path, at: int) -> None:
 
 
 @pytest.fixture
-def run(capsys):
-    """Run a command; its exit code and its JSON document."""
-
-    def call(*args: object) -> tuple[int, dict]:
-        code = main([*map(str, args), "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return call
-
-
-@pytest.fixture
 def text(capsys):
     def call(*args: object) -> tuple[int, str]:
         code = main([*map(str, args)])

@@ -1,6 +1,5 @@
 """A run directory copied elsewhere is a run of its own: what the copy does is nothing to the original, dead or not."""
 
-import json
 import os
 import shutil
 
@@ -12,7 +11,6 @@ from tests.integration import processes  # noqa: E402
 from tests.integration.place import Place, due, until  # noqa: E402
 
 import holdfast  # noqa: E402
-from holdfast.cli import main  # noqa: E402
 from holdfast.errors import RunBusyError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -26,22 +24,13 @@ def save(ckpt, step):
     due(ckpt.save(step, filled(step))).wait("durable", timeout_s=30)
 
 
-@pytest.fixture
-def call(capsys):
-    def run(*args):
-        code = main([*map(str, args), "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return run
-
-
 def copied(place):
     copy = Place(place.home.parent / "copy of run", place.arena_dir)
     shutil.copytree(place.home, copy.home)
     return copy
 
 
-def test_beside_the_living_original(place, call):
+def test_beside_the_living_original(place, run):
     state = filled(-1)
     with holdfast.Checkpointer(place.url) as original:
         original.load(state)
@@ -49,10 +38,10 @@ def test_beside_the_living_original(place, call):
             save(original, step)
         copy = copied(place)
         # Its claim names the original's agent, which lives and is no concern of it.
-        code, listed = call("ls", copy.url)
+        code, listed = run("ls", copy.url)
         assert (code, listed["agent"], [s["step"] for s in listed["steps"]]) == (0, False, [1, 2, 3])
-        assert call("verify", copy.url, "--all")[0] == 0
-        code, pruned = call("prune", copy.url, "--step", 1, "--yes")
+        assert run("verify", copy.url, "--all")[0] == 0
+        code, pruned = run("prune", copy.url, "--step", 1, "--yes")
         assert (code, pruned["through"]) == (0, "store")
         assert [s for _, s in copy.committed()] == [2, 3]
         assert [s for _, s in place.committed()] == [1, 2, 3]

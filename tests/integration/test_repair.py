@@ -1,6 +1,5 @@
 """A bad copy on one tier is found, another one used, and the bad one re-made: by a load, a flush, or a person."""
 
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from tests.integration import processes  # noqa: E402
 from tests.integration.place import Place, due, until  # noqa: E402
 
 import holdfast  # noqa: E402
-from holdfast.cli import main  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -60,15 +58,6 @@ def flip(path):
 
 def repaired(place):
     return {t["name"]: t["repaired"] for t in place.status()["tiers"]}
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*args):
-        code = main([*map(str, args), "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return run
 
 
 def test_a_load_takes_the_other_copy_and_the_bad_one_is_re_made(place, far, config):
@@ -146,7 +135,7 @@ def test_a_disk_that_cannot_be_read_is_no_bad_copy(place, far, config, tmp_path,
     assert not (place.home / "quarantine").exists()
 
 
-def test_a_person_has_it_re_made_from_memory(place, config, call):
+def test_a_person_has_it_re_made_from_memory(place, config, run):
     """Through the live agent: its memory has the step, no other tier is asked."""
     home_only = holdfast.Config(tiers=config.tiers[:2])
     with holdfast.Checkpointer(home_only) as ckpt:
@@ -155,35 +144,35 @@ def test_a_person_has_it_re_made_from_memory(place, config, call):
         [image] = place.images(1, 1)
         good = image.read_bytes()
         flip(image)
-        code, document = call("verify", place.url, "--repair")
+        code, document = run("verify", place.url, "--repair")
         assert (code, document["ok"], document["dry_run"]) == (40, False, True)
         assert "live agent" in document["repairs"][0]["from"]
         assert image.read_bytes() != good
-        code, document = call("verify", place.url, "--repair", "--yes")
+        code, document = run("verify", place.url, "--repair", "--yes")
         assert (code, document["ok"]) == (0, True)
         assert [(r["step"], r["rank"], r["from"], r["done"]) for r in document["repairs"]] == [(1, 0, "memory", True)]
         assert image.read_bytes() == good
         assert repaired(place) == {"near": 1}
 
 
-def test_a_person_has_it_re_made_without_an_agent(place, far, config, call):
+def test_a_person_has_it_re_made_without_an_agent(place, far, config, run):
     save_steps(config, 1, 2)
     until(lambda: not processes.agents(place.arena_dir), "memory is freed")
     [image] = place.images(1, 2)
     good, manifest = image.read_bytes(), place.manifest(1, 2).read_bytes()
     flip(image)
-    code, document = call("verify", place.url, "--repair", "--yes")
+    code, document = run("verify", place.url, "--repair", "--yes")
     assert (code, document["repairs"][0]["error"]["kind"]) == (40, "corrupt"), "nobody said where else to look"
     assert "--from" in document["repairs"][0]["error"]["hint"]
-    code, document = call("verify", place.url, "--repair", "--from", far.url)
+    code, document = run("verify", place.url, "--repair", "--from", far.url)
     assert (code, document["repairs"][0]["done"]) == (40, False)
     place.manifest(1, 2).write_bytes(b"noise")
-    code, document = call("verify", place.url, "--all", "--repair", "--from", far.url, "--yes")
+    code, document = run("verify", place.url, "--all", "--repair", "--from", far.url, "--yes")
     assert (code, document["ok"]) == (0, True)
     assert [r["image"] for r in document["repairs"]] == [None, 0], "the manifest told of the image"
     assert (image.read_bytes(), place.manifest(1, 2).read_bytes()) == (good, manifest)
-    assert call("verify", place.url)[0] == 0
-    assert call("verify", place.url, "--from", far.url)[0] == 2
+    assert run("verify", place.url)[0] == 0
+    assert run("verify", place.url, "--from", far.url)[0] == 2
     with holdfast.Checkpointer(place.url) as ckpt:
         assert ckpt.load(filled(-1)) == 2
 

@@ -84,10 +84,11 @@ async def _serve(arena: Path) -> int:
     runner = None
     try:
         await agent.start()
-        runner = await Server(agent).serve(arena / SOCKET)
-        served(arena)
+        # First: whoever sees that it serves may tell it to end.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.terminate)
+        runner = await Server(agent).serve(arena / SOCKET)
+        served(arena)
         log.info("agent %d serves %s", os.getpid(), arena)
         await agent.run()
         return 0

@@ -1,8 +1,10 @@
 """For every test: what it needs is there, and nothing of it is left behind."""
 
+import contextlib
 import gc
 import importlib.util
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -84,7 +86,11 @@ def _shared_memory() -> set[Path]:
 
 
 def _in_use_elsewhere(path: Path) -> bool:
-    """Whether a process that no test of ours started maps it: another run on the same machine."""
+    """Whether its name or memory is that of a process no test of ours started: another run on the same machine."""
+    named = re.match(r"holdfast-demo-(\d+)-", path.name)
+    with contextlib.suppress(OSError):  # of a process that is gone
+        if named and not _is_ours(int(named[1])):
+            return True
     for pid in psutil.pids():
         try:
             mapped = str(path) in Path(f"/proc/{pid}/maps").read_text()

@@ -47,7 +47,7 @@ def new_memory(needed_bytes: int) -> Path:
     shared = Path(os.environ.get("HOLDFAST_ARENA_DIR", "/dev/shm"))
     if not shared.is_dir() or shutil.disk_usage(shared).free < needed_bytes:
         shared = Path(tempfile.gettempdir())
-    return Path(tempfile.mkdtemp(prefix="holdfast-demo-", dir=shared))
+    return Path(tempfile.mkdtemp(prefix=f"holdfast-demo-{os.getpid()}-", dir=shared))
 
 
 def processes_with(memory: Path) -> list[psutil.Process]:

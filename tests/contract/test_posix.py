@@ -4,8 +4,10 @@ import errno
 import mmap
 import os
 import random
+import shutil
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -550,3 +552,48 @@ def test_what_is_no_directory_is_said(tmp_path, dangling):
     path.symlink_to(tmp_path / "nowhere") if dangling else path.touch()
     with pytest.raises(NotADirectoryError, match="a file stands where a directory is needed"):
         Directories(str(tmp_path), os.fsync).make(str(path))
+
+
+# The root -------------------------------------------------------------------------------------------------------------
+def _removed(root):
+    shutil.rmtree(root)
+
+
+def _another(root):
+    (root.parent / "other").mkdir()
+    root.rename(root.parent / "away")
+    (root.parent / "other").rename(root)
+
+
+def _a_file(root):
+    root.rename(root.parent / "away")
+    root.write_text("in the way")
+
+
+@pytest.mark.parametrize("lose", [_removed, _another, _a_file])
+@pytest.mark.parametrize("key", [KEY, "top"])
+def test_a_root_that_has_gone_is_never_made_again(tier, lose, key):
+    tier.put("before", memoryview(b"x"))
+    if lose is _another and tier.mount.type.startswith(("fuse", "overlay")):
+        pytest.skip("inodes tell nothing there")
+    root, under_way = Path(tier.root), tier.upload("later", 1)
+    under_way.write(0, memoryview(b"x"))
+    lose(root)
+    with pytest.raises(TierError, match="removed or unmounted") as caught:
+        tier.put(key, memoryview(b"x"))
+    with pytest.raises(TierError, match="removed or unmounted"):
+        under_way.publish()
+    under_way.abort()
+    assert caught.value.kind == "tier"
+    assert "restart the job" in caught.value.hint
+    assert not root.is_dir() or not [*root.iterdir()]
+
+
+def test_a_root_that_comes_back_is_gone_on_with(tier):
+    root = Path(tier.root)
+    root.rename(root.parent / "away")
+    with pytest.raises(TierError, match="removed or unmounted"):
+        tier.put(KEY, memoryview(b"x"))
+    (root.parent / "away").rename(root)
+    tier.put(KEY, memoryview(b"x"))
+    assert read_all(tier, KEY) == b"x"

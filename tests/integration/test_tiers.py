@@ -147,3 +147,25 @@ def test_saves_go_on_when_an_agent_has_to_start_while_the_only_file_tier_is_gone
         saved.wait("memory", timeout_s=30)
         away.rename(mount)
         until(lambda: sorted(p.name for p in (mount / "run/manifests").iterdir())[-1].endswith("2"), "it is flushed")
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_a_tier_removed_under_the_run_is_not_made_again_until_the_job_is_restarted(place):
+    """The agent outlives the job: the next launch finds it, and it begins the directory anew."""
+    other = place.home.parent / "other"
+    config = holdfast.Config(tiers=(holdfast.TierConfig(place.url), holdfast.TierConfig(str(other), name="second")))
+    ckpt = holdfast.Checkpointer(config)
+    ckpt.load(filled(0))
+    due(ckpt.save(1, filled(1))).wait("second", timeout_s=30)
+    shutil.rmtree(other)
+    saved = due(ckpt.save(2, filled(2)))
+    with pytest.raises(holdfast.HoldfastError, match="removed or unmounted") as caught:
+        saved.wait("second", timeout_s=30)
+    assert (caught.value.kind, caught.value.tier) == ("tier", "second")
+    saved.wait("posix", timeout_s=30)
+    assert not other.exists()
+    ckpt._session.detach()
+    with holdfast.Checkpointer(config) as again:
+        assert again.load(filled(0)) == 2
+        due(again.save(3, filled(3))).wait("second", timeout_s=30)
+    assert [p.name[-1] for p in sorted((other / "manifests").iterdir())][-1] == "3"

@@ -136,8 +136,8 @@ def test_a_tier_that_lost_its_directory_to_a_file_is_a_failure(place, tmp_path):
             ckpt.save(step, state)
             time.sleep(0.05)
 
-    with pytest.raises(holdfast.HoldfastError, match="ENOTDIR") as caught:
+    with pytest.raises(holdfast.HoldfastError, match="removed or unmounted") as caught:
         train()
-    assert (caught.value.kind, caught.value.tier) == ("not-found", "gone")
-    assert "a file stands" in str(caught.value.hint)
+    assert (caught.value.kind, caught.value.tier) == ("tier", "gone")
+    assert "restart the job" in str(caught.value.hint)
     ckpt.close(discard=True)

@@ -58,7 +58,7 @@ class OpenTiers:
 
     # -- opening ------------------------------------------------------------------------------------------------------
     def reconfigure(self, settings: Settings) -> None:
-        """Other tiers: open what is new, or stands elsewhere now. What is gone stays open until the agent ends, for
+        """Other tiers: open what is new, stands elsewhere now, or lost its directory and begins anew. What is gone stays open until the agent ends, for
         flushes under way. Nothing changes when one cannot be opened.
 
         Raises: ConfigError, TierError.
@@ -66,7 +66,7 @@ class OpenTiers:
         opened: dict[TierRule, Tier] = {}
         try:
             for rule in settings.tiers:
-                if not rule.is_memory and self._urls.get(rule.name) != rule.url:
+                if not rule.is_memory and (self._urls.get(rule.name) != rule.url or self._was_replaced(rule.name)):
                     opened[rule] = self._open(rule)
         except HoldfastError:
             for tier in opened.values():
@@ -76,6 +76,13 @@ class OpenTiers:
             self._install(rule, tier)
         self._limit(settings.tiers)
         self.settings = settings
+
+    def _was_replaced(self, tier: str) -> bool:
+        """Whether another directory stands where this tier was opened: a new launch writes there, the old may not."""
+        try:
+            return tier in self._disks and not self._disks[tier].stands()
+        except OSError:  # sick, not replaced: that is for the calls that use it
+            return False
 
     def _open(self, rule: TierRule) -> Tier:
         return Retry(self._open_once(rule), self._patience)

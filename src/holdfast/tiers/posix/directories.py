@@ -35,7 +35,13 @@ class Directories:
             self.sync(os.path.dirname(self._root))
 
     def make(self, path: str) -> None:
-        """Create `path` and what is missing above it, up to the root; a concurrent removal is met by trying again."""
+        """Create `path` and what is missing above it, below the root; a concurrent removal is met by trying again.
+
+        Raises: FileNotFoundError when the root has gone: made again, it would hide what became of it.
+        """
+        if path == self._root:
+            os.stat(path)
+            return
         while True:
             try:
                 return os.mkdir(path)
@@ -43,8 +49,6 @@ class Directories:
                 if _is_directory(path):
                     return
             except FileNotFoundError:
-                if path == self._root:
-                    raise
                 self.make(os.path.dirname(path))
 
     def sync(self, path: str) -> None:

@@ -23,6 +23,8 @@ from holdfast.tiers.posix.translate import translated
 from holdfast.tiers.posix.upload import PosixUpload
 
 PART_BYTES = 16 << 20
+_OTHER_INODES = ("fuse", "overlay")
+"""File systems that may give one and the same directory another inode while it is mounted."""
 T = TypeVar("T")
 
 
@@ -45,6 +47,7 @@ class PosixTier:
     """Objects as files under `root`; unfinished ones under `.tmp/`, named `{owner}-{random}`.
 
     Invariants: a file outside `.tmp/` is whole and on the disk, and its name is too once its `publish` has returned.
+    `root` is made when the tier is opened and never again: nothing is written where another directory stands there.
     Threads: any.
 
     Args:
@@ -91,6 +94,7 @@ class PosixTier:
             self._pool = Pool(os.path.join(self.root, TEMPORARY), owner, recycle_from_bytes)
         with translated(name, None, self.root):
             self._probe(create)
+            self._identity = self._look()
 
     def put(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> None:
         """Store a small object the way images are stored.
@@ -112,6 +116,7 @@ class PosixTier:
     def _begin(self, key: str, size_bytes: int) -> PosixUpload:
         temporary = os.path.join(self.root, TEMPORARY, f"{self.owner}-{secrets.token_hex(8)}")
         with translated(self.name, key, self.root):
+            self._require_root(key)
             self._directories.make(os.path.dirname(temporary))
         recycled = self._pool is not None and self._pool.move_out(temporary, size_bytes)
         upload = PosixUpload(self, key, size_bytes, temporary, recycled=recycled)
@@ -217,6 +222,13 @@ class PosixTier:
         if self._pool is not None:
             self._pool.close()
 
+    def stands(self) -> bool:
+        """Whether the directory is still the one that was opened. Raises: OSError when that cannot be seen."""
+        try:
+            return self._look() == self._identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     @property
     def recyclable(self) -> tuple[int, int]:
         """How many files of deleted objects wait for an upload, and their bytes."""
@@ -237,6 +249,7 @@ class PosixTier:
         target = self._path(key)
         rename = rename_without_replacing if if_absent else os.replace
         for _ in range(100):
+            self._require_root(key)
             self._directories.make(os.path.dirname(target))
             try:
                 return rename(temporary, target)
@@ -246,6 +259,7 @@ class PosixTier:
                 raise AlreadyExistsError("the key is taken", tier=self.name, key=key) from e
             except FileNotFoundError:
                 # A concurrent delete removed the directory because it was empty: make it again.
+                self._require_root(key)
                 if not os.path.exists(temporary):
                     raise TierError(
                         "the temporary file is gone: another process swept it", tier=self.name, key=key
@@ -254,14 +268,31 @@ class PosixTier:
 
     def sync_directory_of(self, key: str) -> None:
         """Make the name of a moved file durable, and those of its directories."""
-        with contextlib.suppress(FileNotFoundError):  # deleted already, by somebody who synced
+        try:
             self._directories.sync_upwards(os.path.dirname(self._path(key)))
+        except FileNotFoundError:  # deleted already, by somebody who synced
+            self._require_root(key)
 
     def forget(self, temporary: str) -> None:
         """The upload is over; its temporary file, where still there, goes."""
         self._live.pop(temporary, None)
-        with translated(self.name, None, self.root), contextlib.suppress(FileNotFoundError):
+        with translated(self.name, None, self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(temporary)
+
+    def _require_root(self, key: str) -> None:
+        """Raises: TierError when another directory stands at the root, or none; OSError."""
+        if not self.stands():
+            raise TierError(
+                f"the directory of the tier, {self.root}, was removed or unmounted while the run used it",
+                hint="restart the job to begin it anew; or mount again what was unmounted",
+                tier=self.name,
+                key=key,
+            )
+
+    def _look(self) -> tuple[int, int]:
+        """What tells the root from another directory."""
+        status = os.stat(self.root)
+        return status.st_dev, 0 if self.mount.type.startswith(_OTHER_INODES) else status.st_ino
 
     def _path(self, key: str) -> str:
         check_key(key, self.name)

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.tensor_fixtures import rows, save
 
 from holdfast.cli import main
+from holdfast.errors import NotFoundError
 from holdfast.format import names
 from holdfast.model.identity import ImageId
 from holdfast.store.attempts import claim
@@ -61,6 +62,15 @@ def test_diff_tells_structure_values_and_the_change_of_each_tensor(home, run):
     assert largest["l2"] == largest["max_abs"] == pytest.approx(3)
     assert largest["relative"] == pytest.approx(3 / np.linalg.norm(W.astype(np.float64)))
     assert (other["name"], other["changed"], other["relative"]) == ("model.b", 0, 0.0)
+
+
+@pytest.mark.parametrize(("prefix", "known"), [("nothing", False), ("gro", True), ("epo", True), ("lr[", True)])
+def test_diff_of_a_name_that_nothing_has_is_an_error(home, capsys, prefix, known):
+    code = main(["diff", str(home), "--step", "10", "--step", "10", "--only", prefix])
+    assert code == (0 if known else NotFoundError.exit_code)
+    if not known:
+        assert "no name in either checkpoint begins with 'nothing'" in (err := capsys.readouterr().err)
+        assert "tensors begin with gone, grown, model" in err
 
 
 def test_diff_only_what_was_asked(home, run):

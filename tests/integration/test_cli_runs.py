@@ -11,6 +11,7 @@ import pytest
 
 from holdfast.cli import main
 from holdfast.config import Config, TierConfig
+from holdfast.errors import NotFoundError
 from holdfast.format import names, plain
 from holdfast.format.image import lay_out, parse_header, seal, write_plain
 from holdfast.model.identity import CheckpointId, ImageId
@@ -228,6 +229,19 @@ def test_verify_finds_a_flipped_bit(home, run):
     assert run("verify", home, "--step", 20)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--repair"], "no good copy was found"), (["--repair", "--yes"], "1 of 1 could not be repaired")],
+)
+def test_verify_says_whether_it_was_a_dry_run_or_no_good_copy_is_left(options, said, home, text):
+    flip(path_of(home, 2, 50), 5000)
+    code, out = text("verify", home, *options)
+    assert code == 40
+    assert said in out
+    assert ("dry run" in out) == ("--yes" not in options)
+    assert "or failed" not in out
+
+
 @pytest.mark.parametrize("harm", ["manifest", "missing", "short"])
 def test_verify_finds(harm, home, text):
     if harm == "manifest":
@@ -374,6 +388,15 @@ def test_a_step_goes_from_every_tier(home, two_tiers, run):
     assert run("prune", home, "--step", 10, "--yes")[0] == 0
     assert not path_of(home, 1, 10).exists()
     assert not path_of(two_tiers, 1, 10).exists()
+
+
+def test_a_step_that_another_tier_has_is_pointed_at(home, two_tiers, capsys):
+    (home / names.manifest_key(CheckpointId(1, 10))).unlink()
+    assert main(["show", str(home), "--step", "10"]) == NotFoundError.exit_code
+    assert "tier far has it: say --tier far, or give file://" in capsys.readouterr().err
+    assert main(["show", str(home), "--step", "10", "--tier", "far"]) == 0
+    assert main(["show", str(home), "--step", "11"]) == NotFoundError.exit_code
+    assert "--tier" not in capsys.readouterr().err
 
 
 def test_retention_is_that_of_one_tier(home, two_tiers, run):

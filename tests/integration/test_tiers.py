@@ -159,11 +159,16 @@ def test_a_tier_removed_under_the_run_is_not_made_again_until_the_job_is_restart
     due(ckpt.save(1, filled(1))).wait("second", timeout_s=30)
     shutil.rmtree(other)
     saved = due(ckpt.save(2, filled(2)))
-    with pytest.raises(holdfast.HoldfastError, match="removed or unmounted") as caught:
+    told = "step 2 is not on tier second: the directory of the tier, .*/other, was removed or unmounted"
+    with pytest.raises(holdfast.HoldfastError, match=told) as caught:
         saved.wait("second", timeout_s=30)
-    assert (caught.value.kind, caught.value.tier) == ("tier", "second")
+    assert (caught.value.kind, caught.value.tier, caught.value.step) == ("tier", "second", 2)
+    assert str(saved.error) == str(caught.value)
     saved.wait("posix", timeout_s=30)
     assert not other.exists()
+    until(lambda: ckpt._session.run_page.errors, "the trainer is told")
+    with pytest.warns(RuntimeWarning, match=f"^holdfast: {told}.*\n  hint: restart the job"):
+        ckpt._saves.report_background_errors()
     ckpt._session.detach()
     with holdfast.Checkpointer(config) as again:
         assert again.load(filled(0)) == 2

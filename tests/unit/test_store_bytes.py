@@ -12,10 +12,12 @@ from tests.unit.store_fixtures import (
     keys,
     make,
     make_image,
+    make_sharing,
     pool,
     put_image,
     save,
     spoil,
+    upload,
 )
 
 from holdfast.errors import CorruptError, FormatVersionError, NotFoundError, TierFullError, TierUnavailableError
@@ -27,7 +29,7 @@ from holdfast.store.catalog import read_manifest
 from holdfast.store.fetch import fetch_image
 from holdfast.store.flush import Source, flush_image, flush_while_sealed
 from holdfast.store.quarantine import quarantine
-from holdfast.store.verify import verify_checkpoint, verify_image
+from holdfast.store.verify import Proven, verify_checkpoint, verify_image
 from holdfast.tiers.contract import read_all
 from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.posix import PosixTier
@@ -325,6 +327,30 @@ def test_a_proven_image_that_the_manifest_does_not_mean_is_bad(tier):
     assert "disagree" in str(next(verify_checkpoint(tier, lying)).error)
     assert "checksum" in str(next(verify_checkpoint(tier, manifest)).error)
     assert "run" in str(next(verify_checkpoint(tier, replace(lying, run="other"))).error)
+
+
+def test_an_image_that_two_steps_name_is_read_once(tier):
+    begin(tier)
+    first = make_sharing(1, 100, None)
+    second = make_sharing(1, 200, first.images[:2])
+    manifests = []
+    for checkpoint in (first, second):
+        upload(tier, checkpoint)
+        manifests.append(commit_images(tier, checkpoint))
+    proven: Proven = {}
+    read: list[int] = []
+    verdicts = [v for m in manifests for v in verify_checkpoint(tier, m, progress=read.append, proven=proven)]
+    assert [v.ok for v in verdicts] == [True] * 8
+    assert [v.id.step for v in verdicts if v.again] == [100, 100]
+    assert sum(read) == sum(v.size_bytes for v in verdicts if not v.again)
+    assert len(proven) == 6
+    # What another manifest says otherwise of an image is looked at again, and what was bad is not remembered.
+    other = replace(manifests[1], run="another")
+    assert not any(v.ok or v.again for v in verify_checkpoint(tier, other, proven=proven))
+    flip(tier, first.images[0].key, 40_000)
+    proven = {}
+    bad = [v.id for m in manifests for v in verify_checkpoint(tier, m, proven=proven) if not v.ok and not v.again]
+    assert bad == [first.images[0].record.id] * 2
 
 
 def test_verify_without_a_record_tells_what_the_bytes_are(tier):

@@ -69,12 +69,12 @@ class Admission:
         self._executor.tell_run(events.TrainersBack())
 
     def _reconfigure(self, settings: Settings) -> None:
-        if settings == self._host.settings:
-            return
         if settings.home != self._host.settings.home or settings.run != self._host.settings.run:
             raise ConfigError("a launch of another run reached this agent", hint="this is a defect; please report it")
-        if settings.tiers != self._host.settings.tiers:
-            self._tiers.reconfigure(settings)
+        # Also where nothing was set anew: a tier may have another directory now.
+        self._tiers.reconfigure(settings)
+        if settings == self._host.settings:
+            return
         told = events.Reconfigured(settings.tiers, settings.slot_wait_s, settings.idle_s)
         self._executor.tell_run(told)
         self._executor.tell_node(told)

@@ -237,8 +237,12 @@ class Executor:
             self._shelf.tiers.uploads(action.tier),
             upload,
             lambda _: self.tell_node(events.Uploaded(action.tier, action.slot)),
-            lambda e: self.tell_node(events.UploadFailed(action.tier, action.slot, e.to_dict())),
+            lambda e: self._upload_failed(action, e),
         )
+
+    def _upload_failed(self, action: actions.Upload, error: HoldfastError) -> None:
+        told = _not_there(error, action.image.step, action.tier)
+        self.tell_node(events.UploadFailed(action.tier, action.slot, told))
 
     # -- the run's actions --------------------------------------------------------------------------------------------
     def _check_whole(self, action: actions.CheckWhole) -> None:
@@ -266,7 +270,8 @@ class Executor:
 
     def _commit_failed(self, action: actions.Commit, error: HoldfastError) -> None:
         self._listener.maybe_superseded(error)
-        self.tell_run(events.CommitFailed(action.tier, action.checkpoint, error.to_dict()))
+        told = _not_there(error, action.checkpoint.step, action.tier)
+        self.tell_run(events.CommitFailed(action.tier, action.checkpoint, told))
 
     def _delete(
         self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any], frozenset[Any]], None]
@@ -286,3 +291,11 @@ class Executor:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._sealers.shutdown(wait=True)
+
+
+def _not_there(error: HoldfastError, step: int, tier: str) -> events.Error:
+    """What a person is told of a copy that was not made: which step is missing where, and why."""
+    told = error.to_dict()
+    told["message"] = f"step {step} is not on tier {tier}: {error.message}"
+    told["tier"], told["step"] = error.tier or tier, step if error.step is None else error.step
+    return told

@@ -58,8 +58,8 @@ class OpenTiers:
 
     # -- opening ------------------------------------------------------------------------------------------------------
     def reconfigure(self, settings: Settings) -> None:
-        """Other tiers: open what is new, stands elsewhere now, or lost its directory and begins anew. What is gone stays open until the agent ends, for
-        flushes under way. Nothing changes when one cannot be opened.
+        """Other tiers: open what is new, stands elsewhere now, or lost its directory and begins anew. What is gone
+        stays open until the agent ends, for flushes under way. Nothing changes when one cannot be opened.
 
         Raises: ConfigError, TierError.
         """

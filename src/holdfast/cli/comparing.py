@@ -44,6 +44,8 @@ class Report:
     differences: Differences | None = None
     changes: list[TensorChange] = field(default_factory=list)
     structure_only: bool = False
+    named: bool = False
+    """Whether anything at all has a name that is wanted."""
 
     @property
     def damage(self) -> HoldfastError | None:
@@ -138,6 +140,7 @@ def compare(report: Report, wanted: Callable[[str], bool], *, structure_only: bo
     sides = Side(a, images), Side(b, images if second is first else Images(second.home))
     report.structure_only = structure_only
     report.differences = compare_structure(*sides, wanted=wanted)
+    report.named = any(wanted(t.fqn) for t in (*a.tensors, *b.tensors))
     for rank in range(1 if structure_only else min(a.world_size, b.world_size)):
         _compare_plain(report, sides, rank, wanted)
     if structure_only:
@@ -165,6 +168,7 @@ def _compare_plain(report: Report, sides: tuple[Side, Side], rank: int, wanted: 
     except (CorruptError, FormatVersionError, NotFoundError) as e:
         report.unread.append(e)
         return
+    report.named = report.named or any(wanted(path) for value in (a, b) for path in _paths("", value))
     for path, x, y in _walk("", a, b):
         if wanted(path):
             report.plain.append(PlainChange(path, rank, *(None if v is _NOTHING else shown(v) for v in (x, y))))
@@ -183,6 +187,17 @@ def _walk(path: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from _walk(f"{path}[{n}]", x, y)
     elif a is _NOTHING or b is _NOTHING or encode(a) != encode(b):
         yield path, a, b
+
+
+def _paths(path: str, value: Any) -> Iterator[str]:
+    """Of a value and of all in it, as `_walk` names them."""
+    yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _paths(_below(path, key), item)
+    elif type(value) in (list, tuple):
+        for n, item in enumerate(value):
+            yield from _paths(f"{path}[{n}]", item)
 
 
 def _below(path: str, key: object) -> str:

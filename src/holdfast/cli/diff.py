@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from holdfast.model.manifest import Manifest
 
 
+_SHOWN = 10
+"""So many beginnings of names are told."""
+
+
 @click.command()
 @urls_argument()
 @steps_option("A step of its URL.")
@@ -59,6 +63,8 @@ def diff(  # noqa: PLR0913, PLR0917  (its options)
         (first, a), (second, b) = _chosen(runs[0], runs[-1], steps)
         report = Report((first, a), (second, b))
         compare(report, _wanted(only), structure_only=structure, quiet=as_json)
+        if only and not report.named and not report.unread:
+            raise _none_begins_so(only, report)
     if as_json:
         write_json(report.document())
     else:
@@ -66,6 +72,15 @@ def diff(  # noqa: PLR0913, PLR0917  (its options)
             report.write(everything)
     if report.damage is not None:
         raise click.exceptions.Exit(report.damage.exit_code)
+
+
+def _none_begins_so(only: tuple[str, ...], report: Report) -> NotFoundError:
+    begins = {t.fqn.partition(".")[0] for _, manifest in (report.first, report.second) for t in manifest.tensors}
+    some = f"tensors begin with {', '.join(sorted(begins)[:_SHOWN])}; " if begins else ""
+    return NotFoundError(
+        f"no name in either checkpoint begins with {' or '.join(map(repr, only))}",
+        hint=f"{some}`holdfast show URL` lists the names",
+    )
 
 
 def _wanted(only: tuple[str, ...]) -> Callable[[str], bool]:

@@ -244,7 +244,17 @@ def _not_found(step: int, abandoned: list[CatalogEntry], run: Run) -> NotFoundEr
     if abandoned:
         which = ", ".join(str(e.id) for e in abandoned)
         return NotFoundError(f"{which} is abandoned: the run went back before it and on", hint=hint, step=step)
+    other = next((t for t in run.tiers if t.tier is not run.home and _has(t.tier, step)), None)
+    if other is not None:
+        hint = f"tier {other.tier.name} has it: say --tier {other.tier.name}, or give {other.url} for the URL"
     return NotFoundError(f"step {step} is not committed {run.where}", hint=hint, step=step)
+
+
+def _has(tier: Tier, step: int) -> bool:
+    try:
+        return any(e.id.step == step for e in read_catalog(tier).committed)
+    except HoldfastError:  # a hint is not worth another error
+        return False
 
 
 _CHECK = "check the URL; a run appears with its first save"

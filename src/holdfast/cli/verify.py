@@ -15,7 +15,7 @@ from holdfast.config import normalise_url
 from holdfast.errors import CorruptError, HoldfastError, NotFoundError, UsageError
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import CatalogEntry, Wound, read_manifest
-from holdfast.store.verify import DAMAGE, ImageVerdict, verify_checkpoint
+from holdfast.store.verify import DAMAGE, ImageVerdict, Proven, verify_checkpoint
 from holdfast.tiers.contract import Tier
 from holdfast.units import format_bytes
 
@@ -96,7 +96,7 @@ def verify(  # noqa: PLR0913  one parameter per option
     if as_json:
         write_json({**_document(run, results), **(mending_document(mended, yes=yes) if repair else {})})
     else:
-        _conclude(url, results, mended=mended)
+        _conclude(url, results, mended=mended, yes=yes)
     code = _exit_code(results)
     if code:
         raise click.exceptions.Exit(code)
@@ -111,16 +111,19 @@ def _repair(run: Run, results: list[Verified], sources: list[Tier], *, yes: bool
 
 
 def _read(run: Run, entries: list[CatalogEntry], *, quiet: bool) -> list[Verified]:
-    with progress("reading", sum(e.size_bytes for e in entries), quiet=quiet) as bar:
-        return [_verify(run, entry, bar, quiet=quiet) for entry in entries]
+    proven: Proven = {}
+    once = {r: r.size_bytes for e in entries if e.manifest is not None for r in e.manifest.images}
+    with progress("reading", sum(once.values()), quiet=quiet) as bar:
+        return [_verify(run, entry, proven, bar, quiet=quiet) for entry in entries]
 
 
-def _verify(run: Run, entry: CatalogEntry, bar: Bar, *, quiet: bool) -> Verified:
+def _verify(run: Run, entry: CatalogEntry, proven: Proven, bar: Bar, *, quiet: bool) -> Verified:
     result = Verified(entry.id, error=entry.problem)
     if entry.problem is not None and not quiet:
         bar.say(f"bad   manifest of {entry.id}: {entry.problem}", style="red")
     if entry.manifest is not None:
-        for verdict in verify_checkpoint(run.home, read_manifest(run.home, entry.id), progress=bar.advance):
+        manifest = read_manifest(run.home, entry.id)
+        for verdict in verify_checkpoint(run.home, manifest, progress=bar.advance, proven=proven):
             result.images.append(verdict)
             if not quiet:
                 _say(bar, verdict)
@@ -129,13 +132,14 @@ def _verify(run: Run, entry: CatalogEntry, bar: Bar, *, quiet: bool) -> Verified
 
 def _say(bar: Bar, verdict: ImageVerdict) -> None:
     if verdict.error is None:
-        bar.say(f"ok    {verdict.id}, {format_bytes(verdict.size_bytes)}")
+        size = format_bytes(verdict.size_bytes)
+        bar.say(f"ok    {verdict.id}, {'read before' if verdict.again else size}")
     else:
         bar.say(f"bad   {verdict.id}: {verdict.error}", style="red")
 
 
-def _conclude(url: str, results: list[Verified], *, mended: list[Mended]) -> None:
-    images = [v for r in results for v in r.images]
+def _conclude(url: str, results: list[Verified], *, mended: list[Mended], yes: bool) -> None:
+    images = [v for r in results for v in r.images if not v.again]
     bad = [r for r in results if r.errors]
     size = format_bytes(sum(v.size_bytes for v in images))
     what = f"{counted(len(results), 'checkpoint')}, {counted(len(images), 'image')}, {size} read"
@@ -146,8 +150,16 @@ def _conclude(url: str, results: list[Verified], *, mended: list[Mended]) -> Non
     write("  hint: a load takes another copy, or the next older checkpoint;")
     if not mended:
         write(f"  `holdfast verify {url} --repair` re-makes what is bad where a good copy is left;")
-    elif not any(m.done for m in mended):
-        write("  this was a dry run or failed: nothing was repaired; add --yes to do it", style="bold")
+    elif not yes and all(m.error for m in mended):
+        write("  this was a dry run, and no good copy was found: --yes would repair nothing", style="bold")
+    elif not yes:
+        write("  this was a dry run: nothing was repaired; add --yes to do it", style="bold")
+    elif any(m.error for m in mended):
+        left = sum(m.error is not None for m in mended)
+        write(
+            f"  {left} of {len(mended)} could not be repaired, see `left` above; --from URL names more places",
+            style="bold",
+        )
     write(
         f"  `holdfast verify {url} --all` shows which are whole, `holdfast prune {url} --step N` deletes a damaged one"
     )

@@ -18,13 +18,16 @@ BUFFER_BYTES = 4 * BLOCK_BYTES
 DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
 """What an image or a manifest can show when read; anything else is the tier's failure, not the image's."""
 
+Proven = dict[ImageRecord, int]
+"""Images whose every byte was right, each with a hash of what its manifest said of it."""
 Held = frozenset[tuple[str, tuple[int, ...], tuple[int, ...], int | None]]
 """(fqn, offsets, lengths, owner rank) of what an image holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageVerdict:
-    """What reading one image said. `record` is what its bytes truly are, where they could be read and proven."""
+    """What reading one image said. `record` is what its bytes truly are, where they could be read and proven; `again`:
+    it was read for another checkpoint, and not read twice."""
 
     id: ImageId
     key: str
@@ -32,6 +35,7 @@ class ImageVerdict:
     error: HoldfastError | None = None
     header: ImageHeader | None = None
     record: ImageRecord | None = None
+    again: bool = False
 
     @property
     def ok(self) -> bool:
@@ -39,21 +43,35 @@ class ImageVerdict:
 
 
 def verify_checkpoint(
-    tier: Tier, manifest: Manifest, *, buffer: memoryview | None = None, progress: Progress = no_progress
+    tier: Tier,
+    manifest: Manifest,
+    *,
+    buffer: memoryview | None = None,
+    progress: Progress = no_progress,
+    proven: Proven | None = None,
 ) -> Iterator[ImageVerdict]:
     """Read every image the manifest names; one verdict per image, as it is done.
+
+    Args:
+        proven: what was read before and is right, by several calls on one tier: it is not read again, and grows.
 
     Memory: `buffer` (None: one of 16 MiB is made), headers and tables. Its length is a multiple of BLOCK_BYTES.
     """
     buffer = aligned_buffer(BUFFER_BYTES) if buffer is None else buffer
     held = _held(manifest)
     for index, record in enumerate(manifest.images):
+        said = _said(manifest, held[index]) if proven is not None else 0
+        if proven is not None and proven.get(record) == said:
+            yield ImageVerdict(record.id, names.image_key(record.id), record.size_bytes, record=record, again=True)
+            continue
         verdict = verify_image(tier, record.id, record=record, buffer=buffer, progress=progress)
         if verdict.header is not None and verdict.ok:
             error = _compare(verdict.header, manifest, held[index])
             if error:
                 problem = CorruptError(error, tier=tier.name, key=verdict.key, step=manifest.id.step)
                 verdict = ImageVerdict(record.id, verdict.key, record.size_bytes, problem, verdict.header)
+        if proven is not None and verdict.ok:
+            proven[record] = said
         yield verdict
 
 
@@ -118,6 +136,13 @@ def _held(manifest: Manifest) -> list[Held]:
         for chunk in tensor.chunks:
             held[chunk.image].add((tensor.fqn, chunk.offsets, chunk.lengths, tensor.owner_rank))
     return [frozenset(h) for h in held]
+
+
+def _said(manifest: Manifest, held: Held) -> int:
+    """Equal where `_compare` would find the same: a hash of all it takes from the manifest."""
+    names_held = {(fqn, owner) for fqn, _, _, owner in held}
+    told = {(t.fqn, t.owner_rank, t.shape, t.dtype) for t in manifest.tensors if (t.fqn, t.owner_rank) in names_held}
+    return hash((manifest.run, manifest.world_size, held, frozenset(told)))
 
 
 def _compare(header: ImageHeader, manifest: Manifest, held: Held) -> str:

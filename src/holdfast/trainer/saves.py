@@ -152,7 +152,7 @@ class Saves:
         if news is not None:
             self._errors_seen = news.last
             for error in news.errors:
-                warnings.warn(str(from_dict(error)), RuntimeWarning, stacklevel=3)
+                warnings.warn(f"holdfast: {from_dict(error)}", RuntimeWarning, stacklevel=3)
 
     def keep_answers(self) -> None:
         """Have the handles remember what became of their steps."""

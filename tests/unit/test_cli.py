@@ -172,3 +172,16 @@ def test_long_output_on_a_terminal_goes_through_the_pager(rows, tmp_path):
     assert kept.exists() == (rows > 24)
     assert b"title" in shown
     assert f"{rows - 1}".encode() in shown
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast", "nonsense"], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+
+
+def test_a_url_that_bench_cannot_open_is_told_without_a_tier_called_tier(capsys):
+    assert main(["bench", "s3://bucket/run7"]) == 3
+    assert "tier tier" not in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_every_difference_is_in_one_error_and_nothing_is_touched():
     assert "model.weight (float32 [4, 2] here, float32 [3, 2] in the checkpoint)" in message
     assert "x.t (float64 [2] here, float32 [2] in the checkpoint)" in message
     assert "2 are not in the checkpoint: model.late, fresh" in message
-    assert "1 are only in the checkpoint: old" in message
+    assert "1 is only in the checkpoint: old" in message
     assert torch.equal(model.weight, before)
     assert state["n"] == 0
 
@@ -471,6 +471,9 @@ def test_another_number_of_ranks_follows_on_resize():
     assert "n (per_rank of 3 ranks without on_resize here, of 2 ranks in" in differences(
         own(0), images, rank=2, world_size=3
     )
+    with pytest.raises(StructureError) as caught:
+        fill(own(0), images, rank=2, world_size=3)
+    assert 'holdfast.per_rank(x, on_resize="drop")' in caught.value.hint
     kept = {**own(0), "x": 1}
     fill(kept, images_of({**own(10), "x": 2}, {**own(11), "x": 2}), rank=2, world_size=3, strict=False)
     assert (kept["n"].value, kept["x"]) == (0, 2)

@@ -251,5 +251,15 @@ def test_one_warning_with_counts_and_the_first_few():
     for i in range(10):
         found.note("missing", f"m{i}")
     found.note("dtype", "x", "float16 [1]", "float32 [1]")
-    with pytest.warns(RuntimeWarning, match="step 1 but for 11 differences: 1 have another dtype: x .*m2, and 7 more$"):
+    with pytest.warns(RuntimeWarning, match="step 1 but for 11 differences: 1 has another dtype: x .*m2, and 7 more$"):
         warn_of(found, "step 1", stacklevel=1)
+
+
+def test_differences_read_as_a_sentence():
+    found = Differences()
+    assert str(found) == "no differences"
+    found.note("missing", "a")
+    assert str(found) == "1 is not in the checkpoint: a"
+    found.note("missing", "b")
+    found.note("shape", "c", "[2]", "[3]")
+    assert str(found) == "1 has another shape: c ([2] here, [3] in the checkpoint); 2 are not in the checkpoint: a, b"

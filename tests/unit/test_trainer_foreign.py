@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import numpy
 import torch
 from tests.images import images_of
 
@@ -158,7 +159,7 @@ def test_keys_the_state_does_not_have_are_not_asked_for_but_names_below_its_keys
     run.save(1, {"model": torch.nn.Linear(2, 2), "optim": {"x": torch.ones(5)}, "n": 1})
     model = torch.nn.Linear(2, 2)
     assert holdfast.load(run.url, {"model": model}) == 1
-    with pytest.raises(StructureError, match=r"1 are only in the checkpoint: model\.bias"):
+    with pytest.raises(StructureError, match=r"1 is only in the checkpoint: model\.bias"):
         holdfast.load(run.url, {"model": torch.nn.Linear(2, 2, bias=False)})
     with pytest.warns(RuntimeWarning, match=r"step 1 \(attempt 1\) but for 1 difference: .* model\.bias"):
         step = holdfast.load(run.url, {"model": torch.nn.Linear(2, 2, bias=False)}, strict=False)
@@ -583,3 +584,15 @@ def test_one_tensor_of_many_costs_its_blocks(run, tier):
     run.save(1, large(1))
     assert holdfast.read(run.url, "t2")[0] == 3
     assert sum(n for _, _, n in tier.reads) <= 5 * MIB + 3 * 4 * MIB + 8192
+
+
+def test_a_configuration_stands_for_the_home_of_its_run(tmp_path):
+    Run(tmp_path / "run7").save(3, {"model": {"a": torch.ones(2)}})
+    file = tmp_path / "holdfast.toml"
+    file.write_text('[[tiers]]\nurl = "memory:"\n[[tiers]]\nurl = "run7"\n')
+    live = {"model": {"a": torch.zeros(2)}}
+    assert holdfast.load(str(file), live, step=numpy.int64(3)) == 3
+    assert live["model"]["a"].tolist() == [1, 1]
+    assert holdfast.read(str(file), "model.a").tolist() == [1, 1]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        holdfast.load(str(tmp_path / "other.toml"), live)

@@ -89,7 +89,7 @@ def _opened(url: str, limits: Limits) -> Iterator[tuple[Tier, Room]]:
     made = root is not None and not root.exists()
     if root is not None:
         _check_room(existing(root), limits.space_bytes)
-    tier = open_tier(url, name="tier", owner=room.owner)
+    tier = open_tier(url, name="bench", owner=room.owner)
     try:
         yield tier, room
     finally:

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from holdfast.config import Config
+from holdfast.config.urls import has_scheme
 from holdfast.errors import (
     CorruptError,
     FormatVersionError,
@@ -27,6 +29,7 @@ from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 from holdfast.tiers.wrappers import Retry
 from holdfast.trainer.opened import Opened
+from holdfast.trainer.steps import whole_step
 
 log = logging.getLogger("holdfast")
 
@@ -58,10 +61,7 @@ class Archive:
         Returns: None when there is no attempt, manifest or image at all and no step was asked for.
         Raises: LoadError when something is there, and nothing or not that step can be used; what `use` raises.
         """
-        if step is not None and (type(step) is not int or step < 0):
-            raise UsageError(
-                f"step {step!r} is not a whole number from 0 up", hint="pass a step that was saved, or None"
-            )
+        step = None if step is None else whole_step(step, hint="pass a step that was saved, or None")
         failed: set[CheckpointId] = set()
         for _ in range(_MAX_TRIES):
             catalog = read_catalog(self._tier)
@@ -135,6 +135,7 @@ def open_archive(url: str) -> Iterator[Archive]:
     """
     if not isinstance(url, str):
         raise UsageError(f"{type(url).__name__} is no URL", hint="pass the URL of a tier of the run: file:///data/run7")
+    url = _home_in_file(url)
     if url.startswith("memory:"):
         raise UsageError(
             "what is in memory belongs to the agent of its job",
@@ -148,6 +149,13 @@ def open_archive(url: str) -> Iterator[Archive]:
         yield Archive(Retry(tier), url)
     finally:
         tier.close()
+
+
+def _home_in_file(url: str) -> str:
+    """The home of the run that a configuration describes; what is no file of that name stays a URL."""
+    if not url.endswith(".toml") or has_scheme(url) or os.path.isdir(url):
+        return url
+    return Config.from_file(url).resolve().home
 
 
 def nothing_at(url: str) -> HoldfastError:

@@ -26,6 +26,7 @@ from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
 from holdfast.trainer.saves import Saves, Wanted
+from holdfast.trainer.steps import whole_step
 from holdfast.trainer.stopping import Stopping
 from holdfast.trainer.timed import TimedSaves
 from holdfast.wire import messages
@@ -113,6 +114,7 @@ class Checkpointer:
             checkpoint differ (with `strict=False`: when nothing fits), before anything is copied; DeadlineError.
         """
         self._check_open()
+        step = None if step is None else whole_step(step, hint="pass a step that was saved, or None")
         loader = Loader(self._session, self._ranks)
         self.last_load = loader.load(state, step=step, strict=strict)
         loaded = self.last_load.checkpoint if self.last_load is not None else None
@@ -147,8 +149,7 @@ class Checkpointer:
             save, on all ranks at the same step.
         """
         self._check_open()
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise UsageError(f"step {step!r} is not a whole number from 0 up", hint="pass the training step")
+        step = whole_step(step, hint="pass the training step")
         began = time.perf_counter()
         self._session.ensure()
         rules = self._settings.tiers

@@ -13,14 +13,17 @@ from holdfast.errors import StructureError
 
 Kind = Literal["shape", "dtype", "other", "missing", "unexpected", "state"]
 
-_SAID: dict[Kind, str] = {
-    "shape": "have another shape",
-    "dtype": "have another dtype",
-    "other": "do not match",
-    "missing": "are not in the checkpoint",
-    "unexpected": "are only in the checkpoint",
-    "state": "start with empty optimizer state",
+_SAID: dict[Kind, tuple[str, str]] = {
+    "shape": ("has another shape", "have another shape"),
+    "dtype": ("has another dtype", "have another dtype"),
+    "other": ("does not match", "do not match"),
+    "missing": ("is not in the checkpoint", "are not in the checkpoint"),
+    "unexpected": ("is only in the checkpoint", "are only in the checkpoint"),
+    "state": ("starts with empty optimizer state", "start with empty optimizer state"),
 }
+"""Of one, and of several."""
+RESIZED = "without on_resize"
+"""What a `per_rank` value is that says nothing of another number of ranks."""
 MARKED = "marked"
 """What a value that was saved with `per_rank` is, where the state has one without."""
 _IN_ERROR = 20
@@ -63,6 +66,9 @@ class Differences:
     def note(self, kind: Kind, path: str, here: str = "", there: str = "") -> None:
         """One more."""
         self.items.append(Difference(kind, path, here, there))
+
+    def __str__(self) -> str:
+        return self.summary(_IN_ERROR) or "no differences"
 
     def __iter__(self) -> Iterator[Difference]:
         return iter(self.items)
@@ -119,7 +125,9 @@ class Differences:
     def summary(self, shown: int = _IN_WARNING) -> str:
         """Counts, and the first of each kind."""
         return "; ".join(
-            f"{len(found)} {said}: {_list(found, shown)}" for kind, said in _SAID.items() if (found := self.of(kind))
+            f"{len(found)} {said[len(found) > 1]}: {_list(found, shown)}"
+            for kind, said in _SAID.items()
+            if (found := self.of(kind))
         )
 
     def _hint(self, strict: bool) -> str:
@@ -129,6 +137,11 @@ class Differences:
             advice = "have the names agree: of a model in a wrapper, pass the module inside"
         elif any(d.there == MARKED for d in self.other):
             advice = "put holdfast.per_rank(...) around it, as it was saved"
+        elif any(d.here.endswith(RESIZED) for d in self.other):
+            advice = (
+                'say what becomes of it with another number of ranks: holdfast.per_rank(x, on_resize="drop") leaves it '
+                "as it is here, a callable(values, rank, world_size) makes one of all"
+            )
         elif not strict:
             advice = "pass the same keys as were saved (`holdfast show URL` lists the names)"
         elif self.shape or self.dtype or self.other:

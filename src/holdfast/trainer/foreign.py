@@ -46,7 +46,8 @@ def load(
     collective: under torch.distributed each rank that calls it reads for itself, with its own rank and world size.
 
     Args:
-        url: a tier of the run: `"file:///data/run7"`. Only what is committed there is seen.
+        url: a tier of the run: `"file:///data/run7"`. Only what is committed there is seen. The path of a
+            `holdfast.toml` stands for the home of its run.
         state: as for `Checkpointer.load`. Keys that the checkpoint has besides are not asked for.
         step: this one of the lineage; None: the newest that loads.
         only: keys of the state, or dotted names below them, to load; None: all that the state has.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from holdfast.trainer.differences import RESIZED
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.placing import Build, adopt, give, set_mark
 
@@ -31,7 +32,7 @@ def _resized(matcher: Matcher, path: str, mark: PerRank) -> Build:
     matcher.seen(path)
     policy = mark.on_resize
     if policy == "error" or (isinstance(mark.value, (Module, Optimizer)) and policy != "drop"):
-        matcher.differences.note("other", path, f"per_rank of {now} ranks without on_resize", f"of {before} ranks")
+        matcher.differences.note("other", path, f"per_rank of {now} ranks {RESIZED}", f"of {before} ranks")
     if not callable(policy) or isinstance(mark.value, (Module, Optimizer)):
         return lambda: mark.value
     scopes = [matcher.scope_of(rank) for rank in range(before)]

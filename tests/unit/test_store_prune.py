@@ -17,7 +17,7 @@ from tests.unit.store_fixtures import (
     upload,
 )
 
-from holdfast.errors import CorruptError, NotFoundError, SupersededError, UsageError
+from holdfast.errors import CorruptError, FormatVersionError, NotFoundError, SupersededError, UsageError
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.place import Keep
@@ -184,6 +184,21 @@ def test_a_damaged_checkpoint_goes_when_all_that_is_kept_is_newer(tier):
     }
     prune(tier, 2)
     assert loadable(tier) == [(1, 40), (1, 50)]
+
+
+def test_what_a_newer_holdfast_wrote_is_not_damaged_and_stays(tier):
+    for step in (10, 20, 30, 40):
+        save(tier, 1, step)
+    key = names.manifest_key(CheckpointId(1, 20))
+    spoil(tier, key, b"holdfast-manifest 99 0000000000000000 7\n")
+    assert isinstance(entry(tier, CheckpointId(1, 20)).problem, FormatVersionError)
+    before = of(tier, 20)
+    planned = plan(tier)
+    assert {d.id.step: d.reason for d in planned.deletions} == {30: Reason.OLD}
+    assert [b[0].step for b in planned.blocked] == [10], "it may name images of this one"
+    prune(tier)
+    assert of(tier, 20) == before
+    assert loadable(tier) == [(1, 10), (1, 40)]
 
 
 def test_abandoned_checkpoints_stay_until_the_new_branch_stands_alone(tier):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from holdfast.errors import NotFoundError, UsageError
+from holdfast.errors import FormatVersionError, NotFoundError, UsageError
 from holdfast.format import attempt as codec
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
@@ -64,7 +64,8 @@ def plan_prune(
     """What retention deletes on a tier. Pure.
 
     Only loadable checkpoints count for its rules; a damaged one is kept (it may be repaired) until it is older
-    than everything kept. The newest loadable one stays whatever the settings.
+    than everything kept. What a newer Holdfast wrote is not damaged, and stays. The newest loadable one stays whatever
+    the settings.
 
     Args:
         protected: further checkpoints that stay: the newest verified one, those being loaded.
@@ -81,7 +82,8 @@ def plan_prune(
     reasons = {v.id: v.reason for v in verdicts if not v.keep}
     for entry in catalog.committed:
         old = oldest is not None and entry.id < oldest and entry.id not in protected
-        if old and keep.limits and not entry.loadable:
+        newer = isinstance(entry.problem, FormatVersionError)
+        if old and keep.limits and not entry.loadable and not newer:
             reasons[entry.id] = Reason.DAMAGED
     return _plan(catalog, reasons, tuple(kept))
 
@@ -98,15 +100,21 @@ def plan_delete(catalog: Catalog, lineage: Lineage, checkpoints: Iterable[Checkp
         entry = catalog.get(checkpoint)
         if entry is None or entry.tombstoned:
             raise NotFoundError(f"{checkpoint} is not there", tier=catalog.tier, step=checkpoint.step)
-    loadable = {e.id for e in catalog if e.loadable and e.id in lineage} or {e.id for e in catalog if e.loadable}
-    if loadable and loadable <= asked:
+    last = last_to_load(catalog, lineage, asked)
+    if last is not None:
         raise UsageError(
-            f"{max(loadable)} is the last that can be loaded and is never deleted",
+            f"{last} is the last that can be loaded and is never deleted",
             hint="save another one first; `holdfast prune URL --everything` starts the run over",
             tier=catalog.tier,
-            step=max(loadable).step,
+            step=last.step,
         )
     return _plan(catalog, dict.fromkeys(sorted(asked), Reason.ASKED), ())
+
+
+def last_to_load(catalog: Catalog, lineage: Lineage, asked: Collection[CheckpointId]) -> CheckpointId | None:
+    """The newest that can be loaded, if after a deletion of those `asked` for none could be. Pure."""
+    loadable = {e.id for e in catalog if e.loadable and e.id in lineage} or {e.id for e in catalog if e.loadable}
+    return max(loadable) if loadable and loadable <= set(asked) else None
 
 
 def execute_prune(  # noqa: PLR0913  what, for whom, and what they know

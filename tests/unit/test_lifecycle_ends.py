@@ -280,6 +280,34 @@ def test_a_prune_that_failed_is_tried_again_with_the_next_commit():
     assert [c[1] for c in committed(world)] == [3, 4, 5]
 
 
+def refuse(world, *steps):
+    """The prune under way is done, but for these."""
+    task = next(iter(world.find(actions.Prune)))
+    stay = {CheckpointId(1, step): ERROR for step in steps}
+    world.tasks.remove(task)
+    world.tell_run(events.PruneDone("posix", task.action.checkpoints - stay.keys(), stay))
+
+
+def test_what_a_prune_refused_is_told_once_stays_and_is_tried_again_with_the_next_commit():
+    world = started(World(rules_of(posix=1)), 1, 2, 3)
+    world.tell_run(events.PruneAsked(frozenset({CheckpointId(1, 2)}), "posix"))
+    before = len(world.reports)
+    refuse(world, 2)
+    assert world.reports[before:] == [ERROR]
+    assert not list(world.find(actions.Prune)), "not at once"
+    assert world.status(2).tiers["posix"].state == "committed", "it is not told as pruned"
+    for step, goes in ((4, [2]), (5, [1, 2])):
+        world.save(step)
+        world.work(actions.Seal, actions.CheckWhole, actions.Upload, actions.Commit)
+        assert [sorted(c.step for c in t.action.checkpoints) for t in world.find(actions.Prune)] == [goes]
+        refuse(world, 2)
+    assert world.reports[before:] == [ERROR], "told once"
+    world.save(6)
+    world.work()
+    assert (1, 2) not in committed(world)
+    assert world.status(2).tiers["posix"].state == "dropped"
+
+
 def test_a_load_holds_off_deletion():
     world = started(World(rules_of(posix=1)), 1, 2, 3)
     world.loading.append(CheckpointId(1, 1))

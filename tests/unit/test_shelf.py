@@ -51,14 +51,14 @@ def begin(shelf, unfinished):
 def test_an_agent_sweeps_what_dead_agents_of_its_arena_left_and_nothing_that_may_live(shelves, unfinished):
     dead, living, mine = shelves("arena"), shelves("other"), shelves("arena")
     left, theirs, own = (begin(shelf, unfinished) for shelf in (dead, living, mine))
-    mine.tiers.sweep_uploads()
+    mine.tiers.sweep_uploads("posix")
     assert not left.exists()
     assert theirs.exists(), "the agent of another arena, or node, may be writing it"
     assert own.exists()
     past = time.time() - ABANDONED_S - 60
     os.utime(theirs, (past, past))
     os.utime(own, (past, past))
-    mine.tiers.sweep_uploads()
+    mine.tiers.sweep_uploads("posix")
     assert not theirs.exists(), "nobody wrote to it for so long"
     assert own.exists()
     assert list(unfinished.iterdir()) == [own]
@@ -131,3 +131,49 @@ def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(
         assert shelf.tiers["posix-2"].capabilities == shelf.tiers["posix"].capabilities
     finally:
         shelf.close()
+
+
+# What a prune refuses -------------------------------------------------------------------------------------------------
+ALL = [CheckpointId(1, step) for step in (10, 20, 30)]
+
+
+@pytest.fixture
+def pruner(shelves):
+    """A shelf with three steps on its tier, and its prune of some of them: what it refused."""
+    shelf = shelves("arena")
+    tier = shelf.tiers["posix"]
+    store.begin(tier)
+    shelf.claiming.owner = 1
+    for checkpoint in ALL:
+        store.save(tier, 1, checkpoint.step)
+
+    def prune(*checkpoints):
+        refused = shelf.keeping.prune("posix", frozenset(checkpoints), frozenset())
+        return {c.step: (e.kind, e.message, bool(e.hint)) for c, e in refused.items()}
+
+    return shelf, prune
+
+
+def test_the_last_that_loads_stays_and_the_others_go(pruner):
+    shelf, prune = pruner
+    refused = prune(*ALL)
+    assert refused == {30: ("usage", f"{ALL[2]} is the last that can be loaded there and is not pruned yet", True)}
+    assert shelf.contents.catalog("posix")[0] == {ALL[2]}
+    assert list(prune(ALL[2])) == [30]
+    store.save(shelf.tiers["posix"], 1, 40)
+    assert prune(ALL[2]) == {}
+    assert shelf.contents.catalog("posix")[0] == {CheckpointId(1, 40)}
+
+
+def test_what_a_manifest_that_cannot_be_read_may_name_stays_and_is_told(pruner, tmp_path):
+    shelf, prune = pruner
+    path = tmp_path / "home" / names.manifest_key(ALL[1])
+    good = path.read_bytes()
+    path.write_bytes(b"noise")
+    refused = prune(ALL[0])
+    assert refused[10][0] == "corrupt"
+    assert "may share its images" in refused[10][1]
+    assert shelf.contents.catalog("posix")[0] == {ALL[0], ALL[2]}
+    path.write_bytes(good)
+    assert prune(ALL[0]) == {}
+    assert shelf.contents.catalog("posix")[0] == {*ALL[1:]}

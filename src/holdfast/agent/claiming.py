@@ -72,7 +72,7 @@ class Claiming:
 
         Raises: RunBusyError.
         """
-        found = attempts.read_attempts([self._tiers.authority])
+        found = attempts.read_attempts([self._tiers.patient(self._tiers.authority)])
         newest = max(found.records, key=lambda a: a.attempt, default=None)
         if newest is None or not newest.coordinator or newest.coordinator == own_coordinator:
             return

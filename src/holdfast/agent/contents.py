@@ -15,7 +15,8 @@ from holdfast.model.notes import Notes
 from holdfast.store import catalog as catalogs
 from holdfast.store import fetch
 
-_LOOKS_PER_START = 6
+Stands = tuple[frozenset[CheckpointId], frozenset[CheckpointId], dict[CheckpointId, Notes]]
+"""On one tier: committed, tombstoned, notes of the committed."""
 
 
 @dataclass(slots=True)
@@ -45,6 +46,15 @@ class View:
         return self.standing.highest
 
 
+def standing(found: catalogs.Catalog) -> Stands:
+    """What a listing says to the run machine. What cannot be loaded does not count: nothing is let go for its sake."""
+    return (
+        frozenset(e.id for e in found if e.loadable),
+        frozenset(e.id for e in found if e.tombstoned),
+        found.notes,
+    )
+
+
 class Contents:
     """Looks at tiers and reads from them; changes nothing.
 
@@ -55,18 +65,9 @@ class Contents:
         self._tiers = tiers
         self._claiming = claiming
 
-    def catalog(self, tier: str) -> tuple[frozenset[CheckpointId], frozenset[CheckpointId], dict[CheckpointId, Notes]]:
-        """(committed, tombstoned, notes of the committed) on a tier.
-
-        What cannot be loaded does not count: nothing is let go for its sake.
-        """
-        limit_s = self._tiers.settings.agent_start_timeout_s / _LOOKS_PER_START
-        found = self._tiers.look_at(tier, limit_s)
-        return (
-            frozenset(e.id for e in found if e.loadable),
-            frozenset(e.id for e in found if e.tombstoned),
-            found.notes,
-        )
+    def catalog(self, tier: str) -> Stands:
+        """What stands on a tier. Raises: see `OpenTiers.look_at`."""
+        return standing(self._tiers.look_at(tier, self._tiers.start_look_s))
 
     def view(self) -> View:
         """All tiers together: for loads and `ls`. A tier that cannot be read is a problem, not an error."""
@@ -105,7 +106,7 @@ class Contents:
 
     def manifest(self, tier: str, checkpoint: CheckpointId) -> Manifest:
         """Raises: NotFoundError, CorruptError, TierError."""
-        return catalogs.read_manifest(self._tiers[tier], checkpoint)
+        return catalogs.read_manifest(self._tiers.patient(self._tiers[tier]), checkpoint)
 
     def fetch(self, tier: str, record: ImageRecord, room: memoryview) -> ImageHeader:
         """An image into `room`, proven. Raises: CorruptError, NotFoundError, TierError."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from holdfast.agent.arena import Arena
 from holdfast.agent.images import Headers, check_image, final_while_sealed, seal_image
+from holdfast.agent.keeping import Refused
 from holdfast.agent.poller import image_id
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import AgentError, HoldfastError
@@ -274,14 +275,18 @@ class Executor:
         self.tell_run(events.CommitFailed(action.tier, action.checkpoint, told))
 
     def _delete(
-        self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any], frozenset[Any]], None]
+        self, action: actions.Prune | actions.Sweep, work: Callable[[str, frozenset[Any], frozenset[Any]], Refused]
     ) -> None:
         self._offload(
-            self._shelf.tiers.acts(action.tier),
+            self._shelf.tiers.chores(action.tier),
             lambda: work(action.tier, action.checkpoints, action.spare),
-            lambda _: self.tell_run(events.PruneDone(action.tier, action.checkpoints)),
+            lambda refused: self._deleted(action, refused),
             lambda e: self.tell_run(events.PruneFailed(action.tier, action.checkpoints, e.to_dict())),
         )
+
+    def _deleted(self, action: actions.Prune | actions.Sweep, refused: Refused) -> None:
+        why = {c: e.to_dict() for c, e in refused.items()}
+        self.tell_run(events.PruneDone(action.tier, action.checkpoints - refused.keys(), why))
 
     async def finish(self) -> None:
         """Stop timers and wait for what runs in threads; main.py sees to it that this ends."""

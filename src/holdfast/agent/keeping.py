@@ -8,7 +8,7 @@ from collections.abc import Collection
 from holdfast.agent.claiming import Claiming
 from holdfast.agent.history import FlushLog
 from holdfast.agent.open_tiers import OpenTiers
-from holdfast.errors import NotFoundError
+from holdfast.errors import CorruptError, HoldfastError, NotFoundError, UsageError
 from holdfast.format.image import read_notes, read_plain
 from holdfast.format.manifest import build
 from holdfast.lifecycle.actions import KnownImage
@@ -16,6 +16,10 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.manifest import Manifest
 from holdfast.model.notes import Notes
 from holdfast.store import commit, flush, prune, repair, rollforward, sweep
+from holdfast.store.catalog import Catalog
+
+Refused = dict[CheckpointId, HoldfastError]
+"""What could not be deleted though nothing failed, and why."""
 
 
 class Keeping:
@@ -77,22 +81,28 @@ class Keeping:
             raise rolled.problem or NotFoundError(f"{checkpoint} is not there any more", tier=tier)
         return rolled.manifest.notes
 
-    def roll_forward(self) -> list[tuple[str, CheckpointId]]:
-        """Commit whole but uncommitted steps of the lineage on every tier; returns what was committed."""
+    def roll_forward(self, tier: str) -> list[CheckpointId]:
+        """Commit whole but uncommitted steps of the lineage on a tier; returns what was committed."""
         lineage, _ = self._claiming.lineage()
         done = []
-        for name, tier in self._tiers.shelved():
-            for entry in rollforward.candidates(self._tiers.catalog(name), lineage):
-                rolled = rollforward.roll_forward(tier, self._tiers.authority, entry, owner=self._claiming.owner)
-                if rolled.manifest is not None:
-                    done.append((name, entry.id))
+        for entry in rollforward.candidates(self._tiers.catalog(tier), lineage):
+            rolled = rollforward.roll_forward(
+                self._tiers[tier], self._tiers.authority, entry, owner=self._claiming.owner
+            )
+            if rolled.manifest is not None:
+                done.append(entry.id)
         return done
 
-    def prune(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> None:
-        """Delete checkpoints, in the crash-safe order of store.prune; deletions that have begun are finished."""
-        found = self._tiers.catalog(tier)
-        there = [c for c in sorted(checkpoints) if (e := found.get(c)) is not None and not e.tombstoned]
-        plan = prune.plan_delete(found, self._claiming.lineage()[0], there)
+    def prune(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> Refused:
+        """Delete checkpoints, in the crash-safe order of store.prune; deletions that have begun are finished.
+
+        Returns those that have to stay for now, and why: the last that loads, and what a manifest that cannot be read
+        may name. The others are gone.
+        """
+        found, lineage = self._tiers.catalog(tier), self._claiming.lineage()[0]
+        there = {c for c in checkpoints if (e := found.get(c)) is not None and not e.tombstoned}
+        last = prune.last_to_load(found, lineage, there)
+        plan = prune.plan_delete(found, lineage, there - {last})
         prune.execute_prune(
             self._tiers[tier],
             plan,
@@ -101,8 +111,10 @@ class Keeping:
             spare=spare,
             known=self._tiers.known(tier),
         )
+        stay = {c: _blocked(tier, c, why) for c, why in plan.blocked if c in checkpoints}
+        return stay if last is None else {**stay, last: _last(tier, last)}
 
-    def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> None:
+    def sweep_steps(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId]) -> Refused:
         """Remove images of steps that will never be committed on the tier."""
         found = self._tiers.catalog(tier)
         named = found.named().union(spare)
@@ -113,9 +125,30 @@ class Keeping:
                 images += [i for i in entry.images if i not in named]
         plan = sweep.SweepPlan(tuple(images), 0)
         sweep.execute_sweep(self._tiers[tier], plan, authority=self._tiers.authority, owner=self._claiming.owner)
+        return {}
 
-    def tidy(self, in_flight: Collection[CheckpointId]) -> None:
-        """Remove images of old steps that no manifest and no flight of any node names."""
-        for name, tier in self._tiers.shelved():
-            plan = sweep.plan_sweep(self._tiers.catalog(name), in_flight=in_flight)
-            sweep.execute_sweep(tier, plan, authority=self._tiers.authority, owner=self._claiming.owner)
+    def tidy(self, tier: str, found: Catalog, in_flight: Collection[CheckpointId]) -> None:
+        """Remove images of old steps that no manifest names and no flight of any node.
+
+        `in_flight` has to be newer than `found`: what began to be flushed in between is none of what was found.
+        """
+        plan = sweep.plan_sweep(found, in_flight=in_flight)
+        sweep.execute_sweep(self._tiers[tier], plan, authority=self._tiers.authority, owner=self._claiming.owner)
+
+
+def _last(tier: str, checkpoint: CheckpointId) -> HoldfastError:
+    return UsageError(
+        f"{checkpoint} is the last that can be loaded there and is not pruned yet",
+        hint="it goes once another one is committed there",
+        tier=tier,
+        step=checkpoint.step,
+    )
+
+
+def _blocked(tier: str, checkpoint: CheckpointId, why: str) -> HoldfastError:
+    return CorruptError(
+        f"{checkpoint} is not pruned yet: {why}",
+        hint="`holdfast verify URL --repair` re-makes a damaged manifest; tried again after the next commit there",
+        tier=tier,
+        step=checkpoint.step,
+    )

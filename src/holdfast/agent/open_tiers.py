@@ -24,6 +24,7 @@ log = logging.getLogger("holdfast.agent")
 
 _LEAST_LOOK_S = 5.0
 _LOOKS_PER_LOAD = 6
+_LOOKS_PER_START = 6
 
 
 class OpenTiers:
@@ -48,6 +49,7 @@ class OpenTiers:
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
         self._acts: dict[str, ThreadPoolExecutor] = {}
+        self._chores: dict[str, ThreadPoolExecutor] = {}
         self._looks: dict[str, Patience] = {}
         for rule in settings.tiers:
             if not rule.is_memory:
@@ -124,6 +126,7 @@ class OpenTiers:
             self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
             self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
             self._acts[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-act-{rule.name}")
+            self._chores[rule.name] = ThreadPoolExecutor(1, thread_name_prefix=f"holdfast-chore-{rule.name}")
             self._looks[rule.name] = Patience(rule.name)
 
     # -- which there are ----------------------------------------------------------------------------------------------
@@ -142,8 +145,8 @@ class OpenTiers:
         return ((r.name, self._tiers[r.name]) for r in self.settings.tiers if not r.is_memory)
 
     def others(self, tier: str) -> list[Tier]:
-        """Where another copy of what is on this tier may be."""
-        return [t for name, t in self.shelved() if name != tier]
+        """Where another copy of what is on this tier may be; each may be looked at for so long."""
+        return [self.patient(t) for name, t in self.shelved() if name != tier]
 
     # -- bandwidth, room, threads -------------------------------------------------------------------------------------
     def limit_of(self, tier: str) -> float | None:
@@ -164,8 +167,13 @@ class OpenTiers:
         return self._uploads[tier]
 
     def acts(self, tier: str) -> ThreadPoolExecutor:
-        """Where commits and deletions on a tier run."""
+        """Where commits on a tier and repairs of its copies run."""
         return self._acts[tier]
+
+    def chores(self, tier: str) -> ThreadPoolExecutor:
+        """Where a tier is tidied: rolling forward, deletions, sweeps. One after the other, so that none deletes what
+        another is about to commit."""
+        return self._chores[tier]
 
     def parts(self, tier: str) -> ThreadPoolExecutor:
         """Where parts of an image are read and written."""
@@ -191,22 +199,27 @@ class OpenTiers:
     def _look_s(self) -> float:
         return self.settings.load_timeout_s / _LOOKS_PER_LOAD
 
+    @property
+    def start_look_s(self) -> float:
+        """How long a tier may take to be listed when an agent starts, or has claimed an attempt."""
+        return max(_LEAST_LOOK_S, self.settings.agent_start_timeout_s / _LOOKS_PER_START)
+
     def patient(self, tier: Tier) -> Tier:
         """The same tier, which is looked at for a part of what a load may take."""
         return PatientTier(tier, self._looks[tier.name], max(_LEAST_LOOK_S, self._look_s))
 
-    def sweep_uploads(self) -> None:
-        """Remove unfinished uploads whose agent is surely dead.
+    def sweep_uploads(self, tier: str) -> None:
+        """Remove unfinished uploads to a tier whose agent is surely dead.
 
         That is every other agent of this arena, whose lock we hold. Of other arenas and nodes only time tells.
         """
-        for _, tier in self.shelved():
-            tier.sweep(owner_prefix=f"{self._arena}.")
-            tier.sweep(untouched_s=ABANDONED_S)
+        self[tier].sweep(owner_prefix=f"{self._arena}.")
+        self[tier].sweep(untouched_s=ABANDONED_S)
 
     def close(self) -> None:
         """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
-        for pool in (*self._uploads.values(), *self._parts.values(), *self._acts.values()):
+        pools = self._uploads, self._parts, self._acts, self._chores
+        for pool in (p for of_tiers in pools for p in of_tiers.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for patience in self._looks.values():
             patience.close()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from holdfast.agent.arena import Arena
+from holdfast.agent.contents import standing
 from holdfast.agent.executor import Executor
 from holdfast.agent.host import Host
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import HoldfastError, NotFoundError, SupersededError
 from holdfast.lifecycle import events
+from holdfast.model.identity import CheckpointId
+from holdfast.store.catalog import Catalog
 from holdfast.wire import messages
 from holdfast.wire.pages import RunPage
 
 log = logging.getLogger("holdfast.agent")
+
+T = TypeVar("T")
 
 _LONGEST_WAIT_S = 30.0
 
@@ -24,7 +31,7 @@ class Ownership:
     """Invariants: the run page's attempt is the one this arena claimed last; `superseded_by` is set while a higher one
     exists elsewhere.
 
-    Threads: the agent's event loop; tiers are read in the shelf's pool.
+    Threads: the agent's event loop; tiers are looked at in the shelf's pool, and worked on in threads of their own.
     """
 
     def __init__(self, host: Host, executor: Executor, arena: Arena, shelf: Shelf, run_page: RunPage) -> None:
@@ -96,40 +103,61 @@ class Ownership:
         return messages.AttemptAnswer(attempt)
 
     async def _catch_up(self) -> None:
-        """In the background, once we own an attempt: commit what was flushed whole and never committed, remove what
-        dead agents left, and tell the run machine what stands where."""
-        try:
-            for tier, checkpoint in await self._host.in_thread(self._shelf.keeping.roll_forward):
-                log.info("rolled %s forward on %s", checkpoint, tier)
-            await self._host.in_thread(self._shelf.tiers.sweep_uploads)
-        except HoldfastError as e:
-            self.maybe_superseded(e)
-            self._host.reported(e.to_dict())
-        await self.read_catalogs()
-        await self._tidy()
+        """In the background, once we own an attempt: commit what was flushed whole and never committed, tell the run
+        machine what stands where, remove what dead agents left.
 
-    async def _tidy(self) -> None:
-        """Not before every node has told what it holds: a step of which one still flushes its part is in flight."""
-        run, shelf = self._executor.run, self._shelf
-        if not run.told:
-            return
+        Each tier by itself, and the machine is told of all in bounded time, whichever of them hangs or fails.
+        """
+        names = [r.name for r in self._host.settings.tiers if not r.is_memory]
+        rolling = [self._chore(name, self._shelf.keeping.roll_forward, name) for name in names]
+        await asyncio.wait(rolling, timeout=self._shelf.tiers.start_look_s)
+        late = [not r.done() for r in rolling]
+        await self.read_catalogs()
+        for name, rolled, is_late in zip(names, rolling, late, strict=True):
+            self._host.later(self._tend(name, rolled, is_late=is_late))
+
+    async def _tend(self, tier: str, rolled: asyncio.Future[list[CheckpointId]], *, is_late: bool) -> None:
+        """The rest of catching up on one tier, for as long as that takes there."""
         try:
-            in_flight = {s.checkpoint for s in run.steps()} | {i.checkpoint for i in run.shared()}
-            await self._host.in_thread(shelf.keeping.tidy, in_flight)
+            for checkpoint in await rolled:
+                log.info("rolled %s forward on %s", checkpoint, tier)
         except HoldfastError as e:
-            self.maybe_superseded(e)
-            self._host.reported(e.to_dict())
+            self._failed(e)
+        try:
+            await self._chore(tier, self._shelf.tiers.sweep_uploads, tier)
+            found = await self._chore(tier, self._shelf.tiers.catalog, tier)
+            if is_late:
+                self._executor.tell_run(events.CatalogRead(tier, *standing(found)))
+            await self._tidy(tier, found)
+        except HoldfastError as e:
+            self._failed(e)
+
+    async def _tidy(self, tier: str, found: Catalog) -> None:
+        """Not before every node has told what it holds: a step of which one still flushes its part is in flight."""
+        # What is in flight is asked now, after the listing, which may have taken long.
+        run = self._executor.run
+        if run.told:
+            in_flight = {s.checkpoint for s in run.steps()} | {i.checkpoint for i in run.shared()}
+            await self._chore(tier, self._shelf.keeping.tidy, tier, found, in_flight)
+
+    def _chore(self, tier: str, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Run in the tier's own thread: where it hangs, nothing else waits."""
+        return asyncio.get_running_loop().run_in_executor(self._shelf.tiers.chores(tier), work, *args)
+
+    def _failed(self, error: HoldfastError) -> None:
+        self.maybe_superseded(error)
+        self._host.reported(error.to_dict())
 
     async def read_catalogs(self) -> None:
         """List every tier; one that cannot be listed is reported, and listed again after the next claim."""
-        for rule in self._host.settings.tiers:
-            if rule.is_memory:
-                continue
-            try:
-                committed, tombstoned, notes = await self._host.in_thread(self._shelf.contents.catalog, rule.name)
-                self._executor.tell_run(events.CatalogRead(rule.name, committed, tombstoned, notes))
-            except HoldfastError as e:
-                self._executor.tell_run(events.CatalogFailed(rule.name, e.to_dict()))
+        await asyncio.gather(*(self._read_catalog(r.name) for r in self._host.settings.tiers if not r.is_memory))
+
+    async def _read_catalog(self, tier: str) -> None:
+        try:
+            committed, tombstoned, notes = await self._host.in_thread(self._shelf.contents.catalog, tier)
+            self._executor.tell_run(events.CatalogRead(tier, committed, tombstoned, notes))
+        except HoldfastError as e:
+            self._executor.tell_run(events.CatalogFailed(tier, e.to_dict()))
 
     def maybe_superseded(self, error: HoldfastError) -> None:
         """A commit or a deletion failed; if somebody else owns the run, say so on the run page."""

@@ -30,7 +30,8 @@ class Remaking:
         """What an image has to be, by the first manifest of the checkpoint that can be read."""
         for _, tier in self._tiers.shelved():
             with contextlib.suppress(HoldfastError):
-                return next((r for r in catalogs.read_manifest(tier, checkpoint).images if r.id == image), None)
+                found = catalogs.read_manifest(self._tiers.patient(tier), checkpoint)
+                return next((r for r in found.images if r.id == image), None)
         return None
 
     def image(self, tier: str, record: ImageRecord, checkpoint: CheckpointId, reason: str) -> str:
@@ -49,7 +50,7 @@ class Remaking:
 
     def manifest(self, tier: str, checkpoint: CheckpointId) -> str:
         """Re-make a manifest from another tier's, or from the images; which. Raises: see store.repair."""
-        entry = self._tiers.catalog(tier).get(checkpoint)
+        entry = self._tiers.look_at(tier).get(checkpoint)
         if entry is None:
             raise NotFoundError(f"{checkpoint} is not there any more", tier=tier, step=checkpoint.step)
         return repair.repair_manifest(self._tiers[tier], entry, self._tiers.others(tier))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from holdfast.agent.arena import Arena
 from holdfast.agent.executor import Executor
@@ -20,6 +22,8 @@ from holdfast.wire import messages
 
 log = logging.getLogger("holdfast.agent")
 
+T = TypeVar("T")
+
 MEMORY = "memory"
 _MOST_WAITING = 256
 """More than that a load does not leave behind: the rest is found again by the next load, or by `holdfast verify`."""
@@ -33,8 +37,8 @@ class _Job:
 
 
 class Repairing:
-    """Invariants: one copy is re-made at a time; a copy waits once; what was tried for a load is not tried again for
-    the same launch.
+    """Invariants: on a tier one copy is re-made at a time, and one that hangs holds up no other; a copy waits once;
+    what was tried for a load is not tried again for the same launch.
 
     Threads: the agent's event loop; bytes move in the shelf's pools.
     """
@@ -52,7 +56,7 @@ class Repairing:
         self._arena = arena
         self._shelf = shelf
         self._list_again = list_again
-        self._turn = asyncio.Lock()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._asked: set[_Job] = set()
 
     def forget(self) -> None:
@@ -65,7 +69,8 @@ class Repairing:
         new = {job: why for job, why in jobs.items() if job not in self._asked}
         if new and len(self._asked) + len(new) <= _MOST_WAITING:
             self._asked.update(new)
-            self._host.later(self._all(new))
+            for tier in sorted({job.tier for job in new}):
+                self._host.later(self._all({job: why for job, why in new.items() if job.tier == tier}))
 
     async def _all(self, jobs: dict[_Job, str]) -> None:
         for job, why in jobs.items():
@@ -89,9 +94,9 @@ class Repairing:
 
     async def _repair(self, job: _Job, why: str) -> str:
         """Where the good copy came from."""
-        async with self._turn:
+        async with self._turns[job.tier]:
             if job.image is None:
-                source = await self._host.in_thread(self._shelf.remaking.manifest, job.tier, job.checkpoint)
+                source = await self._on(job.tier, self._shelf.remaking.manifest, job.tier, job.checkpoint)
             else:
                 source = await self._repair_image(job, job.image, why)
         self._shelf.remaking.repaired[job.tier] += 1
@@ -104,16 +109,20 @@ class Repairing:
         if slot is None:
             if record is None:
                 raise CorruptError(f"no manifest says what {image} has to be", tier=job.tier, step=image.step)
-            return await self._host.in_thread(self._shelf.remaking.image, job.tier, record, job.checkpoint, why)
+            return await self._on(job.tier, self._shelf.remaking.image, job.tier, record, job.checkpoint, why)
         held = self._executor.held()[slot]
         # Found and pinned without giving up the loop: it cannot be freed in between.
         self._executor.tell_node(events.Pinned(slot))
         try:
             room = self._arena.slots[slot].image
-            await self._host.in_thread(self._shelf.remaking.from_memory, job.tier, held, room, job.checkpoint, why)
+            await self._on(job.tier, self._shelf.remaking.from_memory, job.tier, held, room, job.checkpoint, why)
         finally:
             self._executor.tell_node(events.Unpinned(slot))
         return MEMORY
+
+    async def _on(self, tier: str, work: Callable[..., T], *args: Any) -> T:
+        """Run in the threads of the tier that is written to; others are read for so long only."""
+        return await asyncio.get_running_loop().run_in_executor(self._shelf.tiers.acts(tier), work, *args)
 
     def _slot_of(self, image: ImageId, record: ImageRecord | None) -> int | None:
         """A slot that holds the image as its manifest has it."""

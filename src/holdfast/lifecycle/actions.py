@@ -132,7 +132,8 @@ class Commit:
 class Prune:
     """Delete committed checkpoints from a tier, by tombstone: `PruneDone` or `PruneFailed`. One at a time per tier.
 
-    Images of theirs that another manifest names stay, and so do those of `spare`: steps under way may name them.
+    Images of theirs that another manifest names stay, and so do those of `spare`: steps under way may name them. One
+    that has to stay for now is refused.
     """
 
     tier: str

@@ -34,6 +34,10 @@ class TierBook:
     remains: set[CheckpointId] = field(default_factory=set)
     """Images stand there that no manifest will name."""
     deleting: frozenset[CheckpointId] = frozenset()
+    refused: set[CheckpointId] = field(default_factory=set)
+    """Of the doomed those that had to stay for now, and that somebody was told of."""
+    resting: set[CheckpointId] = field(default_factory=set)
+    """Of the refused those that are not tried again before the next commit there, or listing."""
     _pruned: deque[CheckpointId] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def take_listing(
@@ -44,6 +48,7 @@ class TierBook:
     ) -> None:
         """Take note of a listing; it may be older than what was pruned or committed since."""
         self.read = self.listed = True
+        self.resting.clear()
         gone = set(self._pruned)
         self.doomed |= set(tombstoned) - gone
         for checkpoint in sorted(set(committed) - gone):
@@ -51,6 +56,7 @@ class TierBook:
 
     def add(self, checkpoint: CheckpointId, notes: Notes | None = None) -> None:
         """The checkpoint is committed."""
+        self.resting.clear()
         self.committed.add(checkpoint)
         self.remains.discard(checkpoint)
         if notes is not None:
@@ -71,7 +77,7 @@ class TierBook:
         """What to delete now, if anything; the answer is `deleted` or `not_deleted`."""
         if self.deleting:
             return None
-        doomed, remains = self.doomed - set(in_use), self.remains - set(in_use) - self.committed
+        doomed, remains = self.doomed - self.resting - set(in_use), self.remains - set(in_use) - self.committed
         self.deleting = frozenset(doomed or remains)
         if not self.deleting:
             return None
@@ -86,7 +92,17 @@ class TierBook:
             self.notes.pop(checkpoint, None)
         self.doomed -= gone
         self.remains -= gone
+        self.refused -= gone
+        self.resting -= gone
         self.deleting = frozenset()
+
+    def refuse(self, checkpoints: Collection[CheckpointId]) -> set[CheckpointId]:
+        """These doomed ones have to stay for now; those that this is news of."""
+        stay = self.doomed & set(checkpoints)
+        news = stay - self.refused
+        self.refused |= stay
+        self.resting |= stay
+        return news
 
     def not_deleted(self) -> None:
         """A deletion failed. A prune stays wanted; images without manifest wait for the sweep of the next start."""

@@ -158,6 +158,8 @@ class Durability:
             return
         pruned = book.doomed & event.checkpoints
         book.deleted(event.checkpoints)
+        for checkpoint in sorted(book.refuse(event.refused)):
+            self._p.report(event.refused[checkpoint])
         for checkpoint in sorted(pruned & self._ledger.records.keys()):
             record = self._ledger.records[checkpoint]
             if event.tier in record.tiers:

@@ -88,10 +88,11 @@ class PruneAsked:
 
 @dataclass(frozen=True, slots=True)
 class PruneDone:
-    """`Prune` or `Sweep` is done."""
+    """`Prune` or `Sweep` is done: these are gone. `refused` have to stay for now, and why."""
 
     tier: str
     checkpoints: frozenset[CheckpointId]
+    refused: Mapping[CheckpointId, Error] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.cli.health import space
+from holdfast.cli.health.chosen import chosen_in_vain
 from holdfast.cli.health.finding import Level
 from holdfast.cli.health.limits import memory_limits, tightest
 from holdfast.cli.health.surroundings import Surroundings, what_ends_with_us
@@ -129,3 +130,21 @@ def test_a_state_needs_its_size_times_the_slots(tmp_path):
     assert tight.level is Level.BAD
     assert "4 slots" in tight.message
     assert "keep_last" in tight.todo
+
+
+def test_a_misspelt_variable_is_named_with_the_nearest():
+    environ = {"HOLDFAST_IDLES": "3", "HOLDFAST_IDLE_S": "3", "HOLDFAST_RUN": "a", "HOLDFAST_TEST_SEED": "1", "X": ""}
+    [found] = chosen_in_vain(Config.from_url("/data/run7").resolve({}), environ, cores=2)
+    assert (found.check, found.level) == ("environment", Level.WARN)
+    assert "HOLDFAST_IDLES" in found.message
+    assert found.todo.startswith("HOLDFAST_IDLE_S ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "lacking"), [("outside", 0), ("all", 0), ("0-3", 0), ("3", 0), ("2-5", 2), ("0-999", 996), ("4", 1)]
+)
+def test_cores_that_are_not_there_are_told(setting, lacking):
+    settings = replace(Config.from_url("/data/run7").resolve({}), agent_cores=setting)
+    found = [*chosen_in_vain(settings, {}, cores=4)]
+    assert [f.check for f in found] == (["agent-cores"] if lacking else [])
+    assert not found or f"lists {lacking} core" in found[0].message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ import click
 from holdfast.cli.arenas import Arena, arena_of, arenas, settings_of
 from holdfast.cli.arguments import json_option, url_argument, yes_option
 from holdfast.cli.health.agent import agent_findings
+from holdfast.cli.health.chosen import chosen_in_vain
 from holdfast.cli.health.filesystem import arena_abilities, home_abilities
 from holdfast.cli.health.finding import Finding, Level, bad
 from holdfast.cli.health.leftovers import Leftover, leftover_arenas, leftover_findings, orphan_images, stale_files
@@ -126,6 +128,7 @@ def _opened(url: str | None, stack: contextlib.ExitStack) -> tuple[Run | None, l
 
 def _look(settings: Settings, url: str | None, state_bytes: int | None, found: list[Arena]) -> Iterator[Finding]:
     yield from versions()
+    yield from chosen_in_vain(settings, os.environ, cores=os.cpu_count() or 1)
     arena = arena_of(url) if url is not None else settings.arena
     yield from arena_room(settings, state_bytes, sum(a.size_bytes for a in found if a.path == arena))
     yield from arena_abilities(arena)

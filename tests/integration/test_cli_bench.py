@@ -13,7 +13,9 @@ import pytest
 from holdfast.store.figures import read_figures
 from holdfast.store.measure import BENCH
 
-CODE = "import sys; from holdfast.cli import main; sys.exit(main())"
+# A shell that starts a job in the background has it ignore Ctrl-C, and all that it starts, too.
+HEARS_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+CODE = f"{HEARS_INTERRUPTS}; import sys; from holdfast.cli import main; sys.exit(main())"
 LIMIT_S = 60.0
 
 

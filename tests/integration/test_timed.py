@@ -136,8 +136,11 @@ def test_a_tier_that_lost_its_directory_to_a_file_is_a_failure(place, tmp_path):
             ckpt.save(step, state)
             time.sleep(0.05)
 
-    with pytest.raises(holdfast.HoldfastError, match="removed or unmounted") as caught:
-        train()
-    assert (caught.value.kind, caught.value.tier) == ("tier", "gone")
-    assert "restart the job" in str(caught.value.hint)
-    ckpt.close(discard=True)
+    try:
+        with pytest.raises(holdfast.HoldfastError) as caught:
+            train()
+    finally:
+        ckpt.close(discard=True)
+    assert caught.value.tier == "gone"
+    # Whether it is met looking for the image, or writing it.
+    assert "a file stands where a directory" in str(caught.value) or "restart the job" in str(caught.value.hint)

@@ -29,7 +29,7 @@ class Poller:
         self._launches = launches
         self._dispatch = dispatch
         self._told: dict[int, int] = {}
-        self._waiting: dict[int, tuple[int, int]] = {}
+        self._waiting: dict[int, int] = {}
         self._at: dict[int, CheckpointId] = {}
         self._given_up: dict[int, int] = {}
         self._gone: set[int] = set()
@@ -39,8 +39,6 @@ class Poller:
         """One look at every page. Trainer pages first: what a rank has passed was staged before, if at all."""
         self._polls += 1
         at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
-        # So, too, what a rank staged before it began to wait is told before that.
-        waits = {rank: _wait(t) for rank, t in self._launches.trainers.items()}
         gone = self._newly_gone() if self._polls % _OWNER_EVERY == 0 else []
         staged = [s for s in list(self._arena.slots.values()) if not self._look(s, rules)]
         # An image that steps share is staged before those that rely on it, so it is told before: what stands in
@@ -51,7 +49,7 @@ class Poller:
         for slot in staged:
             self._tell(slot, rules)
         for rank, trainer in self._launches.trainers.items():
-            self._wanting(rank, waits[rank])
+            self._wanting(rank, trainer)
             self._progress(rank, trainer, at[rank])
         for rank in gone:
             self._gone.add(rank)
@@ -87,15 +85,16 @@ class Poller:
             self._told[slot.number] = slot.page.generation
             self._dispatch(staged_event(slot, rules))
 
-    def _wanting(self, rank: int, wait: tuple[int, int] | None) -> None:
-        if wait == self._waiting.get(rank):
+    def _wanting(self, rank: int, trainer: Trainer) -> None:
+        step = trainer.page.waiting_step
+        if step == self._waiting.get(rank, -1):
             return
-        if wait is None:
+        if step < 0:
             del self._waiting[rank]
             self._dispatch(events.SlotWantOver(rank))
         else:
-            self._waiting[rank] = wait
-            self._dispatch(events.SlotWanted(rank, *wait))
+            self._waiting[rank] = step
+            self._dispatch(events.SlotWanted(rank, step, trainer.page.waiting_image))
 
     def _progress(self, rank: int, trainer: Trainer, at: CheckpointId | None) -> None:
         """Tell how far a rank is: what it has not staged below that step it never will."""
@@ -116,12 +115,6 @@ def _at(trainer: Trainer) -> CheckpointId | None:
     page = trainer.page
     attempt, step = page.attempt, page.current_step
     return CheckpointId(attempt, step) if attempt and step >= 0 else None
-
-
-def _wait(trainer: Trainer) -> tuple[int, int] | None:
-    """The step and the number of the image for which a rank waits for a slot."""
-    step = trainer.page.waiting_step
-    return (step, trainer.page.waiting_image) if step >= 0 else None
 
 
 def image_id(slot: Slot) -> ImageId:

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.images import fill, read
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch.distributed.tensor")
 
 import torch.distributed as dist  # noqa: E402
+from tests.images import fill, read  # noqa: E402
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402

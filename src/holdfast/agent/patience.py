@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 from holdfast.errors import TierUnavailableError
@@ -38,7 +39,7 @@ class Patience:
         future = self._pool.submit(call)
         try:
             return future.result(limit_s)
-        except TimeoutError:
+        except FutureTimeoutError:  # another class than TimeoutError before Python 3.11
             with self._lock:
                 self._hangs = future
             raise self._error(f"did not answer within {limit_s:g} s") from None

@@ -14,7 +14,7 @@ from holdfast.config.settings import Settings
 from holdfast.config.tiers import TierConfig, rules_of
 from holdfast.config.values import convert, text
 from holdfast.errors import ConfigError
-from holdfast.model.place import home_of
+from holdfast.policy.schedule import durable_order
 
 _NOT_SETTINGS = ("run", "tiers", "sources")
 
@@ -81,7 +81,7 @@ class Config:
         for setting in dataclasses.fields(Settings):
             if setting.name not in _NOT_SETTINGS:
                 values[setting.name], sources[setting.name] = self._decide(setting.name, setting.default, environ)
-        home = home_of(rules).url
+        home = durable_order(rules)[0].url
         run, sources["run"] = self._decide("run", unquote(home.rstrip("/").rpartition("/")[2]), environ)
         return Settings(run=run, tiers=rules, sources=sources, **values)
 

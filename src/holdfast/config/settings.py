@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.model.place import TierRule, home_of
+from holdfast.model.place import TierRule
+from holdfast.policy.schedule import durable_order
 
 _RUN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -64,7 +65,7 @@ class Settings:
     @property
     def home_tier(self) -> TierRule:
         """The tier on which attempts are claimed."""
-        return home_of(self.tiers)
+        return durable_order(self.tiers)[0]
 
     @property
     def home(self) -> str:

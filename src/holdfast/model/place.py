@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -81,10 +80,3 @@ class TierRule:
             metric=self.best_metric,
             mode=self.best_mode,
         )
-
-
-def home_of(rules: Sequence[TierRule]) -> TierRule:
-    """The tier on which attempts are claimed: the first shared one; on one node alone, where there is none, the first
-    that is not memory."""
-    outliving = [r for r in rules if not r.is_memory]
-    return next((r for r in outliving if r.scope is Scope.SHARED), outliving[0])

@@ -101,8 +101,3 @@ def durable_order(rules: Sequence[TierRule]) -> tuple[TierRule, ...]:
     (nearest first), or, where there is none, those of the node."""
     outliving = [r for r in rules if not r.is_memory]
     return tuple([r for r in outliving if r.scope is Scope.SHARED] or outliving)
-
-
-def fastest_shared_tier(rules: Sequence[TierRule]) -> TierRule | None:
-    """The tier a step is promoted to when the run ends; None when no tier outlives the memory."""
-    return next(iter(durable_order(rules)), None)

@@ -11,6 +11,7 @@ from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.contents import View
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.loading import Loading
+from holdfast.config import Config
 from holdfast.errors import LoadError
 from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
@@ -72,8 +73,8 @@ def loads(executor, monkeypatch):
         return work(*args)
 
     manifests = {c: SimpleNamespace(images=(record(0, c), record(1, c))) for c in (OLD, NEW)}
-    rules = [SimpleNamespace(name=n, is_memory=n == "memory") for n in ("memory", "posix")]
-    host: Any = SimpleNamespace(in_thread=in_thread, settings=SimpleNamespace(tiers=rules))
+    settings = Config.from_url("/data/run7").resolve({})
+    host: Any = SimpleNamespace(in_thread=in_thread, settings=settings)
     contents = SimpleNamespace(
         view=lambda: View(Standing(Lineage({1: None}), 1), committed={c: ["posix"] for c in manifests}),
         manifest=lambda tier, checkpoint: manifests[checkpoint],

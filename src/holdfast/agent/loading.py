@@ -191,8 +191,7 @@ class Loading:
         self._readers.stood()
 
     def _durable(self, checkpoint: CheckpointId) -> bool:
-        tiers = [r.name for r in self._host.settings.tiers if not r.is_memory]
-        return any(checkpoint in self._executor.run.committed(tier) for tier in tiers)
+        return any(checkpoint in self._executor.run.committed(r.name) for r in self._host.settings.beyond_memory)
 
     def forget(self) -> None:
         """A new launch: what the old ranks were reading, and what they found bad on tiers, is over."""

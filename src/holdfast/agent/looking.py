@@ -75,7 +75,6 @@ class Looking:
 
     def _shelved(self) -> dict[str, Shelved]:
         totals = self._shelf.keeping.flushes.totals()
-        names = [r.name for r in self._host.settings.tiers if not r.is_memory]
         return {
             n: Shelved(
                 *totals.get(n, (0, 0.0)),
@@ -83,12 +82,11 @@ class Looking:
                 *self._shelf.tiers.recyclable(n),
                 self._shelf.remaking.repaired[n],
             )
-            for n in names
+            for n in (r.name for r in self._host.settings.beyond_memory)
         }
 
     def _committed(self) -> dict[str, CheckpointId]:
-        names = [r.name for r in self._host.settings.tiers if not r.is_memory]
-        standing = {name: self._executor.run.committed(name) for name in names}
+        standing = {r.name: self._executor.run.committed(r.name) for r in self._host.settings.beyond_memory}
         return {name: max(found) for name, found in standing.items() if found}
 
 

@@ -61,7 +61,7 @@ class _ViewCollector(Collector):
         files = GaugeMetricFamily("holdfast_recyclable_files", "Files that wait for new images", labels=["tier"])
         room = GaugeMetricFamily("holdfast_recyclable_bytes", "Their bytes", labels=["tier"])
         known = {v.name: v for v in self._view.tiers}
-        for name in (r.name for r in self._view.settings.tiers if not r.is_memory):
+        for name in (r.name for r in self._view.settings.beyond_memory):
             state = known.get(name)
             shelved = self._view.shelved.get(name, Shelved())
             flushed.add_metric([name], shelved.flushed_bytes)

@@ -51,9 +51,8 @@ class OpenTiers:
         self._acts: dict[str, ThreadPoolExecutor] = {}
         self._chores: dict[str, ThreadPoolExecutor] = {}
         self._looks: dict[str, Patience] = {}
-        for rule in settings.tiers:
-            if not rule.is_memory:
-                self._install(rule, self._open_or_later(rule))
+        for rule in settings.beyond_memory:
+            self._install(rule, self._open_or_later(rule))
 
     def __getitem__(self, name: str) -> Tier:
         return self._tiers[name]
@@ -67,8 +66,8 @@ class OpenTiers:
         """
         opened: dict[TierRule, Tier] = {}
         try:
-            for rule in settings.tiers:
-                if not rule.is_memory and (self._urls.get(rule.name) != rule.url or self._was_replaced(rule.name)):
+            for rule in settings.beyond_memory:
+                if self._urls.get(rule.name) != rule.url or self._was_replaced(rule.name):
                     opened[rule] = self._open(rule)
         except HoldfastError:
             for tier in opened.values():
@@ -142,7 +141,7 @@ class OpenTiers:
 
     def shelved(self) -> Iterator[tuple[str, Tier]]:
         """Those that the settings name now; memory is none of them."""
-        return ((r.name, self._tiers[r.name]) for r in self.settings.tiers if not r.is_memory)
+        return ((r.name, self._tiers[r.name]) for r in self.settings.beyond_memory)
 
     def others(self, tier: str) -> list[Tier]:
         """Where another copy of what is on this tier may be; each may be looked at for so long."""

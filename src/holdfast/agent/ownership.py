@@ -108,7 +108,7 @@ class Ownership:
 
         Each tier by itself, and the machine is told of all in bounded time, whichever of them hangs or fails.
         """
-        names = [r.name for r in self._host.settings.tiers if not r.is_memory]
+        names = [r.name for r in self._host.settings.beyond_memory]
         rolling = [self._chore(name, self._shelf.keeping.roll_forward, name) for name in names]
         await asyncio.wait(rolling, timeout=self._shelf.tiers.start_look_s)
         late = [not r.done() for r in rolling]
@@ -150,7 +150,7 @@ class Ownership:
 
     async def read_catalogs(self) -> None:
         """List every tier; one that cannot be listed is reported, and listed again after the next claim."""
-        await asyncio.gather(*(self._read_catalog(r.name) for r in self._host.settings.tiers if not r.is_memory))
+        await asyncio.gather(*(self._read_catalog(r.name) for r in self._host.settings.beyond_memory))
 
     async def _read_catalog(self, tier: str) -> None:
         try:

@@ -85,7 +85,7 @@ class Repairing:
 
         Raises: UsageError for a tier this agent does not have; CorruptError when no good copy is left; TierError.
         """
-        tier = next((r.name for r in self._host.settings.tiers if r.url == body.url and not r.is_memory), None)
+        tier = next((r.name for r in self._host.settings.beyond_memory if r.url == body.url), None)
         if tier is None:
             raise UsageError(f"{body.url} is no tier of this run's agent", hint="end the job, or name its home's URL")
         source = await self._repair(_Job(tier, body.checkpoint, body.image), body.reason)

@@ -73,6 +73,11 @@ class Settings:
         return self.home_tier.url
 
     @property
+    def beyond_memory(self) -> tuple[TierRule, ...]:
+        """The tiers that images are flushed to, in the order configured."""
+        return tuple(t for t in self.tiers if not t.is_memory)
+
+    @property
     def memory(self) -> TierRule | None:
         return next((t for t in self.tiers if t.is_memory), None)
 

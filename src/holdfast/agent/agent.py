@@ -36,6 +36,7 @@ from holdfast.lifecycle import events
 from holdfast.lifecycle.node import NodeMachine
 from holdfast.lifecycle.run import RunMachine
 from holdfast.model.identity import CheckpointId
+from holdfast.policy.schedule import due_mask
 from holdfast.wire import messages
 from holdfast.wire.mapped import MappedFile
 from holdfast.wire.pages import PAGE_BYTES, RunPage, SlotState
@@ -264,7 +265,7 @@ class Agent:
 
     def mask_of(self, tier: str) -> int:
         """The tier's bit on pages."""
-        return sum(1 << r.index for r in self.settings.tiers if r.name == tier)
+        return due_mask([tier], self.settings.tiers)
 
     def maybe_superseded(self, error: HoldfastError) -> None:
         """A commit or a deletion failed; perhaps somebody else owns the run."""

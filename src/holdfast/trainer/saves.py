@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast.errors import HoldfastError, StepDroppedError, StepExistsError, SupersededError, from_dict
 from holdfast.model.identity import CheckpointId
+from holdfast.policy.schedule import due_mask
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
@@ -122,7 +123,7 @@ class Saves:
         return handle
 
     def _mask(self, due: frozenset[str]) -> int:
-        return sum(1 << r.index for r in self._session.settings.tiers if r.name in due)
+        return due_mask(due, self._session.settings.tiers)
 
     def _claim(self, state: dict[str, Any]) -> None:
         """The first save after a start or a load: the one collective of a save."""

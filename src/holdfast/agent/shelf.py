@@ -20,8 +20,8 @@ class Shelf:
     """The agent's tiers by what is done on them, and the threads for that.
 
     Attributes:
-    checks, pool, fetches, faulting: threads for proving coverage, for looking at tiers, for reading images, for
-        faulting slots; tiers have their own for the rest.
+        checks, pool, fetches, faulting: threads for proving coverage, for looking at tiers, for reading images, for
+            faulting slots; tiers have their own for the rest.
     """
 
     def __init__(self, settings: Settings, arena: Path) -> None:

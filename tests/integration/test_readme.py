@@ -52,7 +52,7 @@ def test_every_example_runs(place, text, capsys):
     assert names["start"] is None
     names["step"] = 600
     exec(compile(tiers, "README.md", "exec"), names)
-    names["step"] = 700
+    names["step"] = 1000
     exec(compile(handle, "README.md", "exec"), names)
     assert names["save"].error is None
     names["ckpt"].close()

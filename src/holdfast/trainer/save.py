@@ -17,6 +17,7 @@ from holdfast.errors import (
     TierError,
     from_dict,
 )
+from holdfast.policy.schedule import durable_order
 from holdfast.wire.messages import SaveStatus, TierState
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Save:
         return next((e for e in (self._outcome(status, t) for t in ("memory", *sorted(self.due))) if e), None)
 
     def wait(self, what: str = "durable", timeout_s: float | None = None) -> None:
-        """Block until the step is "staged", whole in "memory", "durable" (committed on a tier that outlives the node)
-        or committed on the named tier.
+        """Block until the step is "staged", whole in "memory", "durable" (committed on a shared tier, which outlives
+        the node; on a disk of the node where no tier is shared) or committed on the named tier.
 
         Raises:
             NotDueError: `what` is not due at this step, or no tier's name, so waiting would never end.
@@ -108,15 +109,14 @@ class Save:
     def _targets(self, what: str) -> list[str]:
         if what == "staged":
             return ["staged"]
-        rules = {r.name: r for r in self._session.settings.tiers}
+        rules = self._session.settings.tiers
+        names = [r.name for r in rules]
         if what == "durable":
-            outliving = [n for n in rules if not rules[n].is_memory and n in self.due]
-            shared = [n for n in outliving if rules[n].scope.value == "shared"]
-            targets = shared or outliving
-        elif what in ("memory", *rules):
+            targets = [r.name for r in durable_order(rules) if r.name in self.due]
+        elif what in ("memory", *names):
             targets = [what] if what in self.due else []
         else:
-            known = dict.fromkeys(("staged", "memory", "durable", *rules))
+            known = dict.fromkeys(("staged", "memory", "durable", *names))
             raise NotDueError(f"no tier is called {what!r}", hint=f"there are {', '.join(known)}", step=self.step)
         if not targets:
             raise NotDueError(

@@ -47,6 +47,7 @@ class StagePlan:
         self._captured: Captured | None = None
         self._payload = b""
         self._laid_out_for: Structure | None = None
+        self._make: Callable[..., Template] | None = None
         self._template: Template | None = None
         self._stager: Stager | None = None
         self._grouping = Grouping()
@@ -142,9 +143,13 @@ class StagePlan:
     def _lay_out_groups(self, structure: Structure, groups: Groups) -> None:
         threads = cores(self._ranks.size)
         if self._part is None or groups.shared != self._groups.shared or structure is not self._laid_out_for:
-            template = self._make_template(structure, groups, image=1) if groups.shared else None
-            self._part = SharedPart(template, threads) if template is not None else None
-        self._template = self._make_template(structure, groups)
+            shared = self._maker(structure, groups, image=1) if groups.shared else None
+            self._part = SharedPart(shared(), threads) if shared is not None else None
+        make = self._maker(structure, groups)
+        # Whatever it relies on, its layout is the same.
+        longest = make(relies_on=(ImageId(*_ANY, self._ranks.rank, 1),)) if groups.shared else None
+        self._template = make(min_header_bytes=longest.layout.header_bytes if longest is not None else 0)
+        self._make = make
         self._stager = Stager(self._template, threads=threads)
         self._relied_on = None
 
@@ -156,11 +161,10 @@ class StagePlan:
         fits = plain_fits(template.layout, len(self._payload))
         return fits and structure.digest == self._laid_out_for.digest and groups == self._groups
 
-    def _make_template(
-        self, structure: Structure, groups: Groups, *, image: int = 0, relies_on: ImageId | None = None
-    ) -> Template:
+    def _maker(self, structure: Structure, groups: Groups, *, image: int = 0) -> Callable[..., Template]:
+        """`lay_out` for one image, but for what it relies on."""
         pieces, aliases = (groups.shared, groups.shared_aliases) if image else (groups.pieces, groups.aliases)
-        make = partial(
+        return partial(
             lay_out,
             pieces,
             aliases,
@@ -172,12 +176,6 @@ class StagePlan:
             structure=structure.digest,
             plain_bytes=0 if image else len(self._payload),
         )
-        if image or not groups.shared:
-            return make()
-        # Whatever it relies on, its layout is the same.
-        longest = make(relies_on=(ImageId(*_ANY, self._ranks.rank, 1),))
-        relied = () if relies_on is None else (relies_on,)
-        return make(relies_on=relied, min_header_bytes=longest.layout.header_bytes)
 
     def look_for_changes(self, session: Session, attempt: int) -> None:
         """Compare what steps share with what was staged of it: unchanged, this save relies on that.
@@ -210,9 +208,12 @@ class StagePlan:
     def _rely_on(self, image: ImageId | None) -> None:
         if image == self._relied_on:
             return
-        assert self._laid_out_for is not None
+        assert self._make is not None
+        assert self._template is not None
         assert self._stager is not None
-        self._template = self._make_template(self._laid_out_for, self._groups, relies_on=image)
+        # As it was made, not anew: the plain values may have grown since, within their room.
+        relied = () if image is None else (image,)
+        self._template = self._make(relies_on=relied, min_header_bytes=self._template.layout.header_bytes)
         self._stager.retitle(self._template)
         self._relied_on = image
 

@@ -8,14 +8,60 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import UnsupportedValueError
+from holdfast.errors import ReplicaMismatchError, UnsupportedValueError
 from holdfast.format.checksum import crc64nvme
 from holdfast.format.layout import entry_name
 from holdfast.model.image import Piece
 from holdfast.trainer import values
 from holdfast.trainer.capture import Captured
+from holdfast.trainer.ranks import Talk
 from holdfast.trainer.stage import rectangle
 from holdfast.trainer.values import copyable
+
+
+def compare_replicas(captured: Captured, pieces: Sequence[Piece], before: Collection[str], talk: Talk) -> set[str]:
+    """Compare the bytes of the pieces that this rank holds together with others. Collective.
+
+    Args:
+        before: names of entries that were compared before.
+
+    Returns: the names of those that were compared now.
+    Raises: ReplicaMismatchError, on all ranks, naming the tensor whose bytes differ.
+    """
+    seen = talk.each(lambda: fingerprints(captured, pieces, besides=before))
+    different = first_difference(seen)
+    if different is not None:
+        raise ReplicaMismatchError(
+            f"ranks hold different bytes of {different!r}, which should be a replica",
+            hint="broadcast the state from rank 0 before training (DDP does), mark what differs with "
+            "holdfast.per_rank(...), or give ranks that train different models a group of their own",
+        )
+    return set(seen[talk.rank])
+
+
+def compare_plain(tree: Mapping[str, Any], told: Sequence[Mapping[str, str]], talk: Talk) -> str:
+    """What is saved of unmarked plain values is rank 0's: a warning where that is not what another rank has.
+
+    Collective.
+
+    Args:
+        told: the `plain_digests` of every rank.
+
+    Returns: empty where none differ, or none of this rank.
+    """
+    item = first_unlike(told)
+    if item is None:
+        return ""
+    found = first_unlike(talk.gather(leaf_digests(item[0], tree.get(item[0]))))
+    if found is None:  # only the order in a dict
+        return ""
+    path, ranks = found
+    if talk.rank not in (0, *ranks):
+        return ""
+    return (
+        f"the plain value {path!r} of rank {', '.join(map(str, ranks))} differs from rank 0's, which alone is saved"
+        "\n  hint: mark what belongs to each rank with holdfast.per_rank(...), or make it alike on all"
+    )
 
 
 def fingerprints(captured: Captured, pieces: Iterable[Piece], *, besides: Collection[str] = ()) -> dict[str, int]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from holdfast.errors import HoldfastError, ReplicaMismatchError
+from holdfast.errors import HoldfastError
 from holdfast.format.image import plain_fits, write_notes
 from holdfast.format.layout import Template, lay_out
 from holdfast.format.names import MAX_ATTEMPT, MAX_STEP
 from holdfast.model.identity import ImageId
 from holdfast.trainer.capture import Capture, Captured
-from holdfast.trainer.compare import fingerprints, first_difference, first_unlike, leaf_digests, plain_digests
+from holdfast.trainer.compare import compare_plain, compare_replicas, plain_digests
 from holdfast.trainer.devices import page_lock_for
 from holdfast.trainer.grouping import Grouping, Groups
 from holdfast.trainer.move import cores
@@ -234,39 +234,13 @@ class StagePlan:
             self._agree(structure, talk)
             self._lay_out(structure)
         self._compare(captured, talk)
-        return self._compare_plain(captured.tree, [digests for _, digests in told], talk)
-
-    def _compare_plain(self, tree: Mapping[str, Any], told: list[dict[str, str]], talk: Talk) -> str:
-        """What is saved of unmarked plain values is rank 0's; say where that is not what another rank has."""
-        item = first_unlike(told)
-        if item is None:
-            return ""
-        found = first_unlike(talk.gather(leaf_digests(item[0], tree.get(item[0]))))
-        if found is None:  # only the order in a dict
-            return ""
-        path, ranks = found
-        if talk.rank not in (0, *ranks):
-            return ""
-        return (
-            f"the plain value {path!r} of rank {', '.join(map(str, ranks))} differs from rank 0's, which alone is saved"
-            "\n  hint: mark what belongs to each rank with holdfast.per_rank(...), or make it alike on all"
-        )
+        return compare_plain(captured.tree, [digests for _, digests in told], talk)
 
     def _compare(self, captured: Captured, talk: Talk) -> None:
         """Raises: ReplicaMismatchError naming the tensor whose bytes differ between ranks."""
-        if talk.size == 1:
-            return
-        assert self._shares is not None
-        pieces = self._shares.replicated(talk.rank)
-        seen = talk.each(lambda: fingerprints(captured, pieces, besides=self._compared))
-        different = first_difference(seen)
-        if different is not None:
-            raise ReplicaMismatchError(
-                f"ranks hold different bytes of {different!r}, which should be a replica",
-                hint="broadcast the state from rank 0 before training (DDP does), mark what differs with "
-                "holdfast.per_rank(...), or give ranks that train different models a group of their own",
-            )
-        self._compared.update(seen[talk.rank])
+        if talk.size > 1:
+            assert self._shares is not None
+            self._compared |= compare_replicas(captured, self._shares.replicated(talk.rank), self._compared, talk)
 
     def stage(
         self, slots: Sequence[TrainerSlot], *, attempt: int, step: int, due_mask: int, notes: bytes = b""

@@ -49,6 +49,19 @@ def test_calls_after_close(place):
     assert load(place.url) == 1
 
 
+def test_a_save_without_a_load_where_a_run_is(place):
+    """It is not refused, for somebody may want it; what it abandons is said once."""
+    with holdfast.Checkpointer(place.url) as ckpt:
+        due(ckpt.save(1, filled(1))).wait("durable", timeout_s=20)
+    with holdfast.Checkpointer(place.url) as ckpt:
+        with pytest.warns(RuntimeWarning, match=r"starts from nothing .* up to step 1 \(attempt 1\)\n.*load\(state\)"):
+            ckpt.save(1, filled(11))
+        ckpt.save(2, filled(12))
+    with holdfast.Checkpointer(place.url) as ckpt:
+        assert ckpt.load(filled(0)) == 2
+        ckpt.save(3, filled(13))
+
+
 def test_waiting_for_what_is_not_due(place):
     config = holdfast.Config(
         tiers=(holdfast.TierConfig("memory:", keep_last=2), holdfast.TierConfig(place.url, every_steps=10))

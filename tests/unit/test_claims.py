@@ -1,8 +1,9 @@
 """Which attempt counts while the tier that has the claims, or another one, does not answer."""
 
 import pytest
-from tests.unit.store_fixtures import begin
+from tests.unit.store_fixtures import begin, make, save, upload
 
+from holdfast.agent.claiming import Claimed
 from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.shelf import Shelf
 from holdfast.config import Config, TierConfig
@@ -116,8 +117,19 @@ def shelf(tmp_path):
 
 def test_a_claim_does_not_need_the_other_tiers(shelf):
     away(shelf.tiers["far"])
-    assert shelf.claiming.claim(None, "here", 0) == (1, Lineage({1: None}))
+    assert shelf.claiming.claim(None, "here", 0) == Claimed(1, Lineage({1: None}))
     assert shelf.contents.view().lineage == Lineage({1: None})
+
+
+def test_a_claim_on_nothing_tells_what_it_leaves(shelf):
+    home, far = shelf.tiers["home"], shelf.tiers["far"]
+    begin(home)
+    begin(far)
+    save(home, 1, 10)
+    save(far, 1, 20)
+    upload(far, make(1, 30))
+    assert shelf.claiming.claim(CheckpointId(1, 10), "here", 0).left is None
+    assert shelf.claiming.claim(None, "here", 0).left == CheckpointId(1, 20), "of those that are whole"
 
 
 def test_steps_are_listed_though_it_is_not_known_which_attempt_counts(shelf):

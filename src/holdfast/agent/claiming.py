@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
 
 _ASK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An attempt that is ours now. `left` is the newest checkpoint on any tier, where it stands on nothing."""
+
+    attempt: int
+    lineage: Lineage
+    left: CheckpointId | None = None
 
 
 class Claiming:
@@ -44,13 +54,16 @@ class Claiming:
         """Each within the time a look may take. Raises: see `read_attempts`."""
         return attempts.read_attempts([self._tiers.patient(home)], spare=[self._tiers.patient(t) for t in others])
 
-    def claim(self, parent: CheckpointId | None, coordinator: str, seen: int) -> tuple[int, Lineage]:
+    def claim(self, parent: CheckpointId | None, coordinator: str, seen: int) -> Claimed:
         """Claim the next attempt. Raises: see store.attempts.claim; SupersededError: see `Claims.check`."""
         others = self._tiers.besides_home
         self.claims.check(self._tiers.authority)
+        standing: set[CheckpointId] = set()
         for name, _ in self._tiers.shelved():
             with contextlib.suppress(HoldfastError):
-                seen = max(seen, self._tiers.look_at(name).highest_attempt)
+                found = self._tiers.look_at(name)
+                seen = max(seen, found.highest_attempt)
+                standing.update(e.id for e in found if e.loadable)
         claimed = attempts.claim(
             self._tiers.authority,
             [self._tiers.patient(t) for t in others],
@@ -61,7 +74,8 @@ class Claiming:
         )
         self.owner = claimed.attempt
         self.claims.claimed(claimed.attempt)
-        return claimed.attempt, self.lineage()[0]
+        left = max(standing, default=None) if parent is None else None
+        return Claimed(claimed.attempt, self.lineage()[0], left)
 
     def for_load(self) -> Standing:
         """What a load goes by. Raises: see `Claims.for_load`."""

@@ -93,14 +93,14 @@ class Ownership:
         """
         await self._host.in_thread(self._shelf.claiming.refuse_other_owner, self.coordinator)
         seen = max((s.page.attempt for s in self._arena.slots.values()), default=0)
-        attempt, lineage = await self._host.in_thread(self._shelf.claiming.claim, body.parent, self.coordinator, seen)
-        self._run_page.attempt = attempt
+        claimed = await self._host.in_thread(self._shelf.claiming.claim, body.parent, self.coordinator, seen)
+        self._run_page.attempt = claimed.attempt
         self._run_page.superseded_by = 0
-        log.info("attempt %d, standing on %s", attempt, body.parent)
-        self._executor.tell_run(events.AttemptOwned(attempt, lineage))
+        log.info("attempt %d, standing on %s", claimed.attempt, body.parent)
+        self._executor.tell_run(events.AttemptOwned(claimed.attempt, claimed.lineage))
         self._host.attempt_claimed()
         self._host.later(self._catch_up())
-        return messages.AttemptAnswer(attempt)
+        return messages.AttemptAnswer(claimed.attempt, claimed.left)
 
     async def _catch_up(self) -> None:
         """In the background, once we own an attempt: commit what was flushed whole and never committed, tell the run

@@ -131,11 +131,12 @@ class Saves:
         with self._ranks.talk() as talk:
             talk.each(lambda: self._plan.follow(state))
             # Compared first: an attempt that saves nothing would only stand in front of what is there.
-            warning = self._plan.settle(talk)
+            unlike = self._plan.settle(talk)
             answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
         self._attempt = answer.attempt
         self._session.page.attempt = answer.attempt
-        if warning:
+        left = _left(answer, self._session.settings.home) if self._ranks.rank == 0 else ""
+        for warning in filter(None, (unlike, left)):
             # Only now: a warning that is made an error must not leave the other ranks alone in a collective.
             warnings.warn(warning, RuntimeWarning, stacklevel=4)
 
@@ -159,6 +160,16 @@ class Saves:
         """Have the handles remember what became of their steps."""
         for handle in list(self._handles):
             handle.keep_answer()
+
+
+def _left(answer: messages.AttemptAnswer, home: str) -> str:
+    """A warning where an attempt that starts from nothing abandons what is there; else empty."""
+    if answer.left is None:
+        return ""
+    return (
+        f"attempt {answer.attempt} of {home} starts from nothing and abandons what is there, up to {answer.left}"
+        "\n  hint: call load(state) before the first save to go on from it, or begin a run in a directory of its own"
+    )
 
 
 def _dropped(step: int, patience_s: float) -> StepDroppedError:

@@ -52,9 +52,10 @@ class ClaimAttempt(msgspec.Struct, frozen=True):
 
 
 class AttemptAnswer(msgspec.Struct, frozen=True):
-    """The attempt claimed."""
+    """The attempt claimed. `left` is the newest checkpoint there is, where the attempt stands on nothing."""
 
     attempt: int
+    left: CheckpointId | None = None
 
 
 class ImageCopies(msgspec.Struct, frozen=True):

@@ -8,9 +8,9 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import holdfast
 from benchmarks.files import await_end_of_agents, images, sync_directory
 from benchmarks.table.ways.way import Flight, Job, barrier
+from holdfast import Checkpointer  # here, as every other way imports its library before anything is timed
 
 _PREPARE_S, _PRUNE_S, _DURABLE_S = 180.0, 120.0, 240.0
 
@@ -21,13 +21,13 @@ class Holdfast:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._home = job.disk / "run"
-        self._ckpt: holdfast.Checkpointer | None = None
+        self._ckpt: Checkpointer | None = None
         self._step: int | None = None
 
     @property
-    def checkpointer(self) -> holdfast.Checkpointer:
+    def checkpointer(self) -> Checkpointer:
         if self._ckpt is None:
-            self._ckpt = holdfast.Checkpointer(f"file://{self._home}", keep_last=1)
+            self._ckpt = Checkpointer(f"file://{self._home}", keep_last=1)
         return self._ckpt
 
     def prepare(self) -> None:

@@ -275,17 +275,19 @@ def test_any_range_can_be_read(tier):
     data = pattern(300_000)
     publish(tier, KEY, data)
     for begin, end in [(0, 0), (0, 1), (1, 4097), (4096, 12288), (299_999, 300_000), (0, 300_000), (300_000, 300_000)]:
-        out = bytearray(end - begin)
-        tier.read_into(KEY, begin, memoryview(out))
-        assert out == data[begin:end]
+        for cached in (False, True):
+            out = bytearray(end - begin)
+            tier.read_into(KEY, begin, memoryview(out), cached=cached)
+            assert out == data[begin:end]
 
 
 @pytest.mark.parametrize(("offset", "n_bytes"), [(0, 5001), (4999, 2), (5000, 1), (4096, 4096), (99_999, 1)])
 def test_reading_past_the_end_is_corruption(tier, offset, n_bytes):
     publish(tier, KEY, pattern(5000))
-    with pytest.raises(CorruptError) as e:
-        tier.read_into(KEY, offset, memoryview(bytearray(n_bytes)))
-    assert (e.value.tier, e.value.key) == (tier.name, KEY)
+    for cached in (False, True):
+        with pytest.raises(CorruptError) as e:
+            tier.read_into(KEY, offset, memoryview(bytearray(n_bytes)), cached=cached)
+        assert (e.value.tier, e.value.key) == (tier.name, KEY)
 
 
 def test_what_is_not_there_is_not_found(tier):

@@ -222,6 +222,53 @@ def test_aligned_bytes_go_past_the_page_cache(tier):
     assert read_all(tier, KEY) == bytes(data) + bytes(data[:100])
 
 
+def test_what_the_page_cache_holds_is_read_from_there_only_if_that_will_do(tier, monkeypatch):
+    data, page = aligned(1 << 20), 4096
+    tier.put(KEY, data)
+    preadv, asked = os.preadv, []
+
+    def noted(fd, parts, at, flags=0):
+        moved = preadv(fd, parts, at, flags)
+        asked.append((at, moved, bool(flags)))
+        return moved
+
+    with open(os.path.join(tier.root, KEY), "rb") as f:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no more is read than is asked for
+        os.pread(f.fileno(), 64 * page, 0)
+        try:
+            preadv(f.fileno(), [bytearray(page)], 0, os.RWF_NOWAIT)
+        except OSError as e:
+            pytest.skip(f"this file system cannot tell what is cached: {e}")
+        monkeypatch.setattr(os, "preadv", noted)
+        for cached in (False, True):
+            asked.clear()
+            out = aligned(len(data), 1)
+            tier.read_into(KEY, 0, out, cached=cached)
+            assert out == data
+            if not cached:
+                assert [flags for *_, flags in asked] == [False]
+    in_cache = sum(moved for _, moved, flags in asked if flags)
+    assert 64 * page <= in_cache <= len(data)
+    assert in_cache + sum(moved for _, moved, flags in asked if not flags) == len(data)
+
+
+def test_a_file_system_that_cannot_tell_what_is_cached_is_read_all_the_same(tier, monkeypatch):
+    data = aligned(1 << 16)
+    tier.put(KEY, data)
+    preadv = os.preadv
+
+    def refusing(fd, parts, at, flags=0):
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return preadv(fd, parts, at)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    out = aligned(len(data), 1)
+    tier.read_into(KEY, 0, out, cached=True)
+    assert out == data
+
+
 def test_a_file_system_that_refuses_at_the_write_gets_buffered_ones(tier, monkeypatch):
     real = os.pwrite
     refused: list[int] = []

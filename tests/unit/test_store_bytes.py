@@ -269,7 +269,8 @@ def test_a_good_checkpoint_verifies_in_bounded_memory(tier, big):
     largest: list[int] = []
 
     class Watch(Faults):
-        def read_into(self, key, offset, buffer):
+        def read_into(self, key, offset, buffer, *, cached=False):
+            assert not cached  # a cache proves nothing of what stands on the tier
             largest.append(len(buffer))
             super().read_into(key, offset, buffer)
 

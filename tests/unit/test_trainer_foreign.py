@@ -78,10 +78,10 @@ def tier(monkeypatch):
     class Noted(Faults):
         reads: ClassVar[list[tuple[str, int, int]]] = []
 
-        def read_into(self, key, offset, buffer):
+        def read_into(self, key, offset, buffer, *, cached=False):
             if key.startswith(names.IMAGES):
                 self.reads.append((key, offset, len(buffer)))
-            super().read_into(key, offset, buffer)
+            super().read_into(key, offset, buffer, cached=cached)
 
     def open_noted(*args, **options):
         Noted.reads = []

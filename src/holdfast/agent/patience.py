@@ -67,6 +67,6 @@ class PatientTier(WrappedTier):
         """See Tier.size."""
         return self._patience.look(lambda: self.inner.size(key), self._limit_s)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """See Tier.read_into. After an error bytes may still come into the buffer: it is worth nothing."""
-        self._patience.look(lambda: self.inner.read_into(key, offset, buffer), self._limit_s)
+        self._patience.look(lambda: self.inner.read_into(key, offset, buffer, cached=cached), self._limit_s)

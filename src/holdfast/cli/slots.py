@@ -84,7 +84,7 @@ class SlotTier:
         with suppress(HoldfastError):
             yield parse_header(lambda at, n: _read(held, at, n), held.record.size_bytes)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """Raises: NotFoundError, also when the slot was reused meanwhile."""
         data = self._manifests.get(key)
         part = data[offset : offset + len(buffer)] if data is not None else _read(self._of(key), offset, len(buffer))

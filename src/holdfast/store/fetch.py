@@ -73,5 +73,5 @@ class _Fetch:
 
     def _read(self, begin: int, end: int) -> None:
         if end > begin:
-            self._tier.read_into(self._key, begin, self._buffer[begin:end])
+            self._tier.read_into(self._key, begin, self._buffer[begin:end], cached=True)
             self._progress(end - begin)

@@ -114,7 +114,7 @@ class RangedImage:
             self._table.check(offset, buffer[begin:end])
 
     def _read(self, offset: int, buffer: Buffer) -> None:
-        self._tier.read_into(self._key, offset, buffer)
+        self._tier.read_into(self._key, offset, buffer, cached=True)
         self._progress(len(buffer))
 
     def plain(self) -> bytes:

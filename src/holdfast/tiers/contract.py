@@ -89,8 +89,11 @@ class Tier(Protocol):
     def upload(self, key: str, size_bytes: int) -> Upload:
         """Begin writing an object of exactly `size_bytes`. Raises: TierFullError where room is known to lack."""
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """Fill `buffer` with the object's bytes from `offset`. Never short.
+
+        `cached`: bytes that a cache of this node happens to hold will do. Otherwise the place itself is asked, where
+        the backend can: what proves that a copy still stands must not look at a cache.
 
         Raises: NotFoundError; CorruptError when the object ends before the range does.
         """

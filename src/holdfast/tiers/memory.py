@@ -162,7 +162,7 @@ class MemoryTier:
             raise
         return MemoryUpload(self, slot, key, size_bytes)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """Copy out of the slot while it is held."""
         check_key(key, self.name)
         with self._hold(key) as data:

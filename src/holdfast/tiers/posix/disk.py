@@ -12,6 +12,7 @@ import numpy as np
 
 ALIGNMENT_BYTES = 4096
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -51,9 +52,24 @@ class File:
         """All of `buffer` at `offset`; goes on after short writes."""
         self._move(os.pwrite, offset, buffer)
 
-    def read(self, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from `offset`; fewer bytes only at the end of the file. Returns how many."""
-        return self._move(lambda fd, part, at: os.preadv(fd, [part], at), offset, buffer)
+    def read(self, offset: int, buffer: memoryview, *, cached: bool = False) -> int:
+        """Fill `buffer` from `offset`; fewer bytes only at the end of the file. Returns how many.
+
+        `cached`: begin with what the page cache has.
+        """
+        done = self._read_cached(offset, buffer) if cached and self._use_direct else 0
+        return done + self._move(lambda fd, part, at: os.preadv(fd, [part], at), offset + done, buffer[done:])
+
+    def _read_cached(self, offset: int, buffer: memoryview) -> int:
+        """As many bytes from `offset` as the page cache has, without any I/O."""
+        done = 0
+        with contextlib.suppress(OSError):  # EAGAIN: not there; EOPNOTSUPP: this file system cannot tell
+            while _NOWAIT and done < len(buffer):
+                moved = os.preadv(self.fd, [buffer[done:]], offset + done, _NOWAIT)
+                if moved == 0:
+                    break
+                done += moved
+        return done
 
     def _move(self, call: Callable[[int, memoryview, int], int], offset: int, buffer: memoryview) -> int:
         done = 0

@@ -123,8 +123,11 @@ class PosixTier:
         self._live[temporary] = upload
         return upload
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
-        """Fill `buffer`; goes on after short reads, past the page cache where aligned."""
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
+        """Fill `buffer`; goes on after short reads, past the page cache where aligned.
+
+        `cached`: what the page cache holds is taken from there, which is several times as fast as a disk.
+        """
         path = self._path(key)
         large = self.direct and len(buffer) >= ALIGNMENT_BYTES
         with translated(self.name, key, self.root):
@@ -133,7 +136,7 @@ class PosixTier:
                 if not self.mount.on_network and not file.stands_at(path):
                     # Deleted while it was opened, and perhaps recycled; open in time, it would not have been.
                     raise NotFoundError("deleted just now", tier=self.name, key=key)
-                n = file.read(offset, buffer)
+                n = file.read(offset, buffer, cached=cached)
             finally:
                 file.close()
         if n < len(buffer):

@@ -42,9 +42,9 @@ class WrappedTier:
         """See Tier.upload."""
         return self.inner.upload(key, size_bytes)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """See Tier.read_into."""
-        self.inner.read_into(key, offset, buffer)
+        self.inner.read_into(key, offset, buffer, cached=cached)
 
     def size(self, key: str) -> int:
         """See Tier.size."""

@@ -179,9 +179,9 @@ class Faults(WrappedTier):
         """See Tier.upload."""
         return _FaultyUpload(self, self.around("upload", key, lambda: self.inner.upload(key, size_bytes)), key)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """See Tier.read_into."""
-        self.around("read_into", key, lambda: self.inner.read_into(key, offset, buffer), buffer)
+        self.around("read_into", key, lambda: self.inner.read_into(key, offset, buffer, cached=cached), buffer)
 
     def size(self, key: str) -> int:
         """See Tier.size."""

@@ -88,9 +88,9 @@ class Retry(WrappedTier):
         inner = self.policy.run(lambda: self.inner.upload(key, size_bytes))
         return _RetryUpload(self, inner, key, size_bytes)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """See Tier.read_into."""
-        self.policy.run(lambda: self.inner.read_into(key, offset, buffer))
+        self.policy.run(lambda: self.inner.read_into(key, offset, buffer, cached=cached))
 
     def size(self, key: str) -> int:
         """See Tier.size."""

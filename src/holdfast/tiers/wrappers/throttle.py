@@ -119,11 +119,11 @@ class Throttle(WrappedTier):
         """See Tier.upload."""
         return _ThrottledUpload(self, self.inner.upload(key, size_bytes), key)
 
-    def read_into(self, key: str, offset: int, buffer: Buffer) -> None:
+    def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """See Tier.read_into."""
         if not self._reads.take(len(buffer), lambda: self._closed):
             raise self._stopped("closed", key)
-        self.inner.read_into(key, offset, buffer)
+        self.inner.read_into(key, offset, buffer, cached=cached)
 
     def close(self) -> None:
         """See Tier.close."""

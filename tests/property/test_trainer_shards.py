@@ -14,6 +14,7 @@ from tests.images import read  # noqa: E402
 from holdfast.errors import ReplicaMismatchError  # noqa: E402
 from holdfast.format.image import lay_out, seal  # noqa: E402
 from holdfast.format.plain import TensorRef  # noqa: E402
+from holdfast.model.rect import Rect  # noqa: E402
 from holdfast.trainer import shares  # noqa: E402
 from holdfast.trainer.apply import LoadPlan  # noqa: E402
 from holdfast.trainer.capture import Captured  # noqa: E402
@@ -23,7 +24,7 @@ from holdfast.trainer.portions import meet  # noqa: E402
 from holdfast.trainer.saved import Saved  # noqa: E402
 from holdfast.trainer.shares import assign, unsplit  # noqa: E402
 from holdfast.trainer.stage import Stager, rectangle  # noqa: E402
-from holdfast.trainer.structure import Box, Boxes, Rect, Structure, TensorSpec, cells, intersection, whole_box  # noqa: E402
+from holdfast.trainer.structure import Box, Boxes, Structure, TensorSpec, cells, whole_box  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -293,6 +294,6 @@ def test_ties_do_not_show_where_a_shard_is_empty():
 
 @given(st.lists(st.tuples(*[st.tuples(st.integers(0, 5), st.integers(1, 5))] * 2), min_size=1, max_size=5))
 def test_cells_part_rectangles_on_all_their_borders(made):
-    rects: set[Rect] = {((a[0], b[0]), (a[1], b[1])) for a, b in made}
+    rects = {Rect((a[0], b[0]), (a[1], b[1])) for a, b in made}
     for cell in cells(rects):
-        assert all(intersection(cell, rect) in (None, cell) for rect in rects)
+        assert all(cell.meet(rect) in (None, cell) for rect in rects)

@@ -15,11 +15,12 @@ from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.format.numbers import has_numbers, numbers
 from holdfast.model.manifest import Manifest
+from holdfast.model.rect import Rect
 from holdfast.store import tensors
 from holdfast.store.attempts import claim
-from holdfast.store.boxes import Box, disjoint, pairs, parts, without
 from holdfast.store.diff import Side, compare_structure, compare_tensors
 from holdfast.store.moments import Change, Histogram, Moments
+from holdfast.store.rects import disjoint, pairs, parts, without
 from holdfast.store.tensors import Images, find_tensor
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
@@ -36,54 +37,54 @@ def tier(tmp_path: Path):
 def read_whole(tier: Tier, manifest: Manifest, fqn: str = "w") -> np.ndarray:
     tensor = find_tensor(Images(tier), manifest, fqn)
     out = np.full(tensor.record.shape, np.nan, np.float32)
-    for chunk, box in tensor.boxes:
-        where = tuple(slice(a, b) for a, b in zip(box.offsets, box.stops, strict=True))
-        out[where] = tensor.read(chunk, box).reshape(-1).view(np.float32).reshape(box.lengths)
+    for chunk, rect in tensor.rects:
+        where = tuple(slice(a, b) for a, b in zip(rect.offsets, rect.stops, strict=True))
+        out[where] = tensor.read(chunk, rect).reshape(-1).view(np.float32).reshape(rect.lengths)
     return out
 
 
-# Boxes ---------------------------------------------------------------------------------------------------------------
-def cells(box: Box) -> set[tuple[int, ...]]:
-    shape = tuple(range(a, b) for a, b in zip(box.offsets, box.stops, strict=True))
+# Rectangles ----------------------------------------------------------------------------------------------------------
+def cells(rect: Rect) -> set[tuple[int, ...]]:
+    shape = tuple(range(a, b) for a, b in zip(rect.offsets, rect.stops, strict=True))
     return {tuple(map(int, c)) for c in np.array(np.meshgrid(*shape, indexing="ij")).reshape(len(shape), -1).T}
 
 
-boxes = st.tuples(*[st.tuples(st.integers(0, 4), st.integers(1, 4)) for _ in range(2)]).map(
-    lambda dims: Box(tuple(o for o, _ in dims), tuple(n for _, n in dims))
+rects = st.tuples(*[st.tuples(st.integers(0, 4), st.integers(1, 4)) for _ in range(2)]).map(
+    lambda dims: Rect(tuple(o for o, _ in dims), tuple(n for _, n in dims))
 )
 
 
-@given(boxes, boxes)
-def test_what_is_left_and_what_is_common_make_the_box(a, b):
+@given(rects, rects)
+def test_what_is_left_and_what_is_common_make_the_rectangle(a, b):
     left, common = list(without(a, b)), a.meet(b)
-    found = [c for box in [*left, *([common] if common else [])] for c in cells(box)]
+    found = [c for rect in [*left, *([common] if common else [])] for c in cells(rect)]
     assert len(found) == len(set(found))
     assert set(found) == cells(a)
 
 
-@given(st.lists(boxes, max_size=5), st.lists(boxes, max_size=5))
+@given(st.lists(rects, max_size=5), st.lists(rects, max_size=5))
 def test_every_element_comes_once_and_pairs_meet_wherever_both_are(one, two):
     first, second = disjoint(one), disjoint(two)
-    for given_boxes, found in ((one, first), (two, second)):
-        all_cells = [c for _, box in found for c in cells(box)]
+    for given_rects, found in ((one, first), (two, second)):
+        all_cells = [c for _, rect in found for c in cells(rect)]
         assert len(all_cells) == len(set(all_cells))
-        assert set(all_cells) == {c for box in given_boxes for c in cells(box)}
-        assert all(cells(box) <= cells(given_boxes[index]) for index, box in found)
-    met = [c for _, _, box in pairs(first, second) for c in cells(box)]
+        assert set(all_cells) == {c for rect in given_rects for c in cells(rect)}
+        assert all(cells(rect) <= cells(given_rects[index]) for index, rect in found)
+    met = [c for _, _, rect in pairs(first, second) for c in cells(rect)]
     assert len(met) == len(set(met))
     assert set(met) == {c for b in one for c in cells(b)} & {c for b in two for c in cells(b)}
 
 
-@given(boxes, st.integers(1, 6))
-def test_parts_are_the_box_in_row_order(box, most):
-    found = list(parts(box, lambda b: b.count <= most))
-    assert all(b.count <= most for b in found)
-    assert [c for b in found for c in sorted(cells(b))] == sorted(cells(box))
+@given(rects, st.integers(1, 6))
+def test_parts_are_the_rectangle_in_row_order(rect, most):
+    found = list(parts(rect, lambda b: b.size <= most))
+    assert all(b.size <= most for b in found)
+    assert [c for b in found for c in sorted(cells(b))] == sorted(cells(rect))
 
 
-def test_a_tensor_without_dimensions_is_one_box():
-    scalar = Box((), ())
-    assert (scalar.count, scalar.span(scalar), scalar.meet(scalar)) == (1, (0, 1), scalar)
+def test_a_tensor_without_dimensions_is_one_rectangle():
+    scalar = Rect((), ())
+    assert (scalar.size, scalar.span(scalar), scalar.meet(scalar)) == (1, (0, 1), scalar)
     assert list(parts(scalar, lambda b: False)) == [scalar]
     assert list(pairs([(0, scalar)], [(0, scalar)])) == [(0, 0, scalar)]
 

@@ -6,9 +6,11 @@ Offsets called `start` are bytes from the beginning of the image (not of the saf
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from holdfast.model.identity import ImageId
+from holdfast.model.rect import Rect
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,16 @@ class Piece:
     """Set where a tensor of the user's is stored as several: how they make it, as tagged JSON (docs/format.md)."""
 
     @property
+    def rect(self) -> Rect:
+        return Rect(self.offsets, self.lengths)
+
+    @property
     def is_whole(self) -> bool:
         return self.lengths == self.shape
 
     @property
     def nbytes(self) -> int:
-        n = self.itemsize
-        for length in self.lengths:
-            n *= length
-        return n
+        return self.itemsize * math.prod(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from holdfast.model.identity import CheckpointId
 from holdfast.model.image import ImageRecord
 from holdfast.model.notes import Notes
+from holdfast.model.rect import Rect
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,10 @@ class Chunk:
     image: int
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+
+    @property
+    def rect(self) -> Rect:
+        return Rect(self.offsets, self.lengths)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
 from holdfast.format.numbers import has_numbers
 from holdfast.model.manifest import Manifest, TensorRecord
-from holdfast.store.boxes import Box, pairs, parts
+from holdfast.model.rect import Rect
 from holdfast.store.moments import Change
+from holdfast.store.rects import pairs, parts
 from holdfast.store.tensors import PART_BYTES, Images, StoredTensor, find_tensor
 
 Name = tuple[str, int | None]
@@ -94,12 +95,12 @@ def _compare(first: Side, second: Side, a: TensorRecord, b: TensorRecord) -> Ten
 
 
 def _add_all(change: Change, x: StoredTensor, y: StoredTensor, dtypes: tuple[str, str] | None) -> None:
-    for i, j, box in pairs(x.boxes, y.boxes):
+    for i, j, rect in pairs(x.rects, y.rects):
 
-        def fits(part: Box, i: int = i, j: int = j) -> bool:
+        def fits(part: Rect, i: int = i, j: int = j) -> bool:
             return max(x.span_bytes(i, part), y.span_bytes(j, part)) <= PART_BYTES
 
-        for part in parts(box, fits):
+        for part in parts(rect, fits):
             if dtypes is None:
                 change.add_bytes(x.read(i, part), y.read(j, part))
             else:

@@ -17,9 +17,10 @@ from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.model.identity import ImageId
 from holdfast.model.image import Entry, ImageRecord
 from holdfast.model.manifest import Chunk, Manifest, TensorRecord
+from holdfast.model.rect import Rect
 from holdfast.store.blocks import Progress, aligned_buffer, no_progress
-from holdfast.store.boxes import Box, disjoint, parts
 from holdfast.store.ranged import BlockCache, RangedImage
+from holdfast.store.rects import disjoint, parts
 from holdfast.tiers.contract import Tier
 
 PART_BYTES = 2 * BLOCK_BYTES
@@ -140,9 +141,9 @@ class StoredTensor:
     record: TensorRecord
 
     @property
-    def boxes(self) -> list[tuple[int, Box]]:
+    def rects(self) -> list[tuple[int, Rect]]:
         """Every element once, with the chunk it is read from."""
-        return disjoint(Box(c.offsets, c.lengths) for c in self.record.chunks)
+        return disjoint(c.rect for c in self.record.chunks)
 
     def image_of(self, chunk: int) -> ImageRecord:
         return self.manifest.images[self.record.chunks[chunk].image]
@@ -151,28 +152,25 @@ class StoredTensor:
         """Raises: as `Images.entry`."""
         return self.images.entry(self.image_of(chunk), self.record, self.record.chunks[chunk])
 
-    def span_bytes(self, chunk: int, box: Box) -> int:
-        """How many bytes of the image lie between the first and the last byte of the box."""
-        first, stop = self._whole(chunk).span(box)
+    def span_bytes(self, chunk: int, rect: Rect) -> int:
+        """How many bytes of the image lie between the first and the last byte of the rectangle."""
+        first, stop = self.record.chunks[chunk].rect.span(rect)
         return (stop - first) * self.entry_of(chunk).piece.itemsize
 
-    def read(self, chunk: int, box: Box) -> Bytes:
-        """The bytes of a box that lies in a chunk: one row of `itemsize` bytes per element, in row order."""
-        entry, whole = self.entry_of(chunk), self._whole(chunk)
-        itemsize, (first, stop) = entry.piece.itemsize, whole.span(box)
+    def read(self, chunk: int, rect: Rect) -> Bytes:
+        """The bytes of a rectangle that lies in a chunk: one row of `itemsize` bytes per element, in row order."""
+        entry, whole = self.entry_of(chunk), self.record.chunks[chunk].rect
+        itemsize, (first, stop) = entry.piece.itemsize, whole.span(rect)
         raw = self.images.read(self.image_of(chunk), entry.start + first * itemsize, entry.start + stop * itemsize)
         strides = tuple(itemsize * math.prod(whole.lengths[dim + 1 :]) for dim in range(len(whole.lengths)))
-        view: Any = np.lib.stride_tricks.as_strided(raw, (*box.lengths, itemsize), (*strides, 1), writeable=False)
+        view: Any = np.lib.stride_tricks.as_strided(raw, (*rect.lengths, itemsize), (*strides, 1), writeable=False)
         return np.ascontiguousarray(view).reshape(-1, itemsize)
 
     def parts(self) -> Iterator[Bytes]:
         """All elements, once each, in parts. Raises: as `Images.read`."""
-        for chunk, box in self.boxes:
-            for part in parts(box, lambda b, c=chunk: self.span_bytes(c, b) <= PART_BYTES):  # type: ignore[misc]
+        for chunk, rect in self.rects:
+            for part in parts(rect, lambda r, c=chunk: self.span_bytes(c, r) <= PART_BYTES):  # type: ignore[misc]
                 yield self.read(chunk, part)
-
-    def _whole(self, chunk: int) -> Box:
-        return Box(self.record.chunks[chunk].offsets, self.record.chunks[chunk].lengths)
 
 
 def find_tensor(images: Images, manifest: Manifest, fqn: str, owner_rank: int | None = None) -> StoredTensor:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from holdfast.model.image import Entry
+from holdfast.model.rect import Rect
 from holdfast.trainer import dtensor
 from holdfast.trainer.saved import SavedTensor
 from holdfast.trainer.stage import view_of
-from holdfast.trainer.structure import Box, Boxes, Rect, intersection, whole_box
+from holdfast.trainer.structure import Box, Boxes, whole_box
 from holdfast.trainer.values import dtype_of
 
 
@@ -31,20 +32,21 @@ class Portion:
     @property
     def start(self) -> int:
         """Where its first element stands in the image."""
-        return self.entry.start + self._distance(self.rect[0])
+        return self.entry.start + self._span_bytes[0]
 
     @property
     def stop(self) -> int:
         """Where its last element ends in the image; between the two may stand what nobody needs."""
-        last = tuple(offset + length - 1 for offset, length in zip(*self.rect, strict=True))
-        return self.entry.start + self._distance(last) + self.entry.piece.itemsize
+        return self.entry.start + self._span_bytes[1]
+
+    @property
+    def _span_bytes(self) -> tuple[int, int]:
+        first, stop = self.entry.piece.rect.span(self.rect)
+        return first * self.entry.piece.itemsize, stop * self.entry.piece.itemsize
 
     @property
     def nbytes(self) -> int:
-        n = self.entry.piece.itemsize
-        for length in self.rect[1]:
-            n *= length
-        return n
+        return self.rect.size * self.entry.piece.itemsize
 
     def destination(self) -> torch.Tensor:
         """The part of the live tensor that it fills; of an expanded one, the one element behind all of them."""
@@ -58,7 +60,7 @@ class Portion:
         """Whether its bytes in the image are one run, and those that a destination in plain memory needs."""
         return (
             self.stop - self.start == self.nbytes
-            and tuple(destination.shape) == self.rect[1]
+            and tuple(destination.shape) == self.rect.lengths
             and destination.dtype is dtype_of(self.entry.piece.dtype)
         )
 
@@ -66,14 +68,6 @@ class Portion:
         """The view of it in a tensor that is the whole entry."""
         piece = self.entry.piece
         return view_of(entry, Box(piece.offsets, piece.lengths, (0,) * len(piece.lengths)), self.rect)
-
-    def _distance(self, element: tuple[int, ...]) -> int:
-        """Bytes from the beginning of the entry to an element of the global tensor."""
-        piece = self.entry.piece
-        at = 0
-        for where, offset, length in zip(element, piece.offsets, piece.lengths, strict=True):
-            at = at * length + where - offset
-        return at * piece.itemsize
 
 
 def portions(live: torch.Tensor, found: SavedTensor) -> Iterator[Portion]:
@@ -89,6 +83,6 @@ def meet(memory: torch.Tensor, boxes: Boxes, found: SavedTensor) -> Iterator[Por
     """All that fills memory which holds these boxes of a tensor. Raises: as `portions`."""
     for source, entry in found.pieces():
         for box in boxes:
-            rect = intersection(box.rect, (entry.piece.offsets, entry.piece.lengths))
+            rect = box.rect.meet(entry.piece.rect)
             if rect is not None:
                 yield Portion(memory, box, source, entry, rect)

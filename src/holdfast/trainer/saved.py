@@ -10,6 +10,7 @@ from holdfast.errors import CorruptError
 from holdfast.format.image import read_plain
 from holdfast.format.manifest.coverage import Work, first_hole
 from holdfast.model.image import Entry, ImageHeader, Piece
+from holdfast.model.rect import Rect
 from holdfast.trainer import values
 from holdfast.trainer.forms import Form, parse
 
@@ -58,8 +59,8 @@ class SavedTensor:
 
         Raises: CorruptError: they are not the whole.
         """
-        distinct = {(e.piece.offsets, e.piece.lengths): (source, e) for source, e in reversed(self.found)}
-        whole = distinct.get(((0,) * len(self.shape), self.shape))
+        distinct = {e.piece.rect: (source, e) for source, e in reversed(self.found)}
+        whole = distinct.get(Rect((0,) * len(self.shape), self.shape))
         if whole is not None:
             return [whole]
         hole = first_hole(distinct, self.shape, Work(len(distinct)))

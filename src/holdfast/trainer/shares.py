@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from holdfast.errors import CorruptError, ReplicaMismatchError
 from holdfast.format.manifest.coverage import Work, first_hole, first_overlap
 from holdfast.model.image import Piece
-from holdfast.trainer.structure import Rect, Structure, TensorSpec, cells, intersection, whole_box
+from holdfast.model.rect import Rect
+from holdfast.trainer.structure import Structure, TensorSpec, cells, whole_box
 
 WHOLE_BELOW_BYTES = 1 << 20
 """A smaller tensor, or part of one, is never cut: entries would outnumber the bytes they describe."""
@@ -33,7 +33,7 @@ class _Held:
 
     @property
     def nbytes(self) -> int:
-        return self.spec.itemsize * prod(self.rect[1])
+        return self.spec.itemsize * self.rect.size
 
     def piece(self, rect: Rect | None = None) -> Piece:
         offsets, lengths = rect or self.rect
@@ -166,7 +166,7 @@ def _apart(found: dict[Rect, list[int]], shape: tuple[int, ...]) -> dict[Rect, l
     work = Work(len(found))
     for cell in cells(set(found)):
         work.pay(len(found))
-        smaller[cell] = sorted({rank for rect, ranks in found.items() if intersection(cell, rect) for rank in ranks})
+        smaller[cell] = sorted({rank for rect, ranks in found.items() if cell.meet(rect) for rank in ranks})
     return smaller
 
 
@@ -233,13 +233,13 @@ def _row_dim(held: _Held) -> int | None:
     """The dimension along which a rectangle may be cut: the first one that has more than one row."""
     if held.nbytes < WHOLE_BELOW_BYTES:
         return None
-    return next((dim for dim, length in enumerate(held.rect[1]) if length > 1), None)
+    return next((dim for dim, length in enumerate(held.rect.lengths) if length > 1), None)
 
 
 def _row_bytes(held: _Held) -> int:
     """Bytes between two places where it may be cut: its size where it may not."""
     dim = _row_dim(held)
-    return held.nbytes if dim is None else held.nbytes // held.rect[1][dim]
+    return held.nbytes if dim is None else held.nbytes // held.rect.lengths[dim]
 
 
 def _nearest(border: int, step: int, size: int) -> int:
@@ -256,4 +256,4 @@ def _rows(held: _Held, start: int, stop: int) -> Rect:
     offsets, lengths = map(list, held.rect)
     offsets[dim] += start // row
     lengths[dim] = (stop - start) // row
-    return tuple(offsets), tuple(lengths)
+    return Rect(tuple(offsets), tuple(lengths))

@@ -15,10 +15,11 @@ import torch
 
 from holdfast.format.image import Template, write_plain
 from holdfast.model.image import Entry, Piece
+from holdfast.model.rect import Rect
 from holdfast.trainer.capture import Captured
 from holdfast.trainer.devices import copy_between_devices
 from holdfast.trainer.move import is_plain_memory, move
-from holdfast.trainer.structure import Box, Boxes, Rect, intersection
+from holdfast.trainer.structure import Box, Boxes
 from holdfast.trainer.values import copyable, dtype_of
 
 _LARGE_BYTES = 1 << 20
@@ -133,9 +134,8 @@ def rectangle(tensor: torch.Tensor, piece: Piece, boxes: Boxes) -> torch.Tensor:
     """The view of a tensor that a piece is; `boxes` says what of the global tensor it holds."""
     if not piece.nbytes:  # a shard of a tensor without elements may have another shape without elements
         return tensor.new_empty(piece.lengths)
-    rect = (piece.offsets, piece.lengths)
-    box = next(b for b in boxes if intersection(b.rect, rect) == rect)
-    return view_of(tensor.detach(), box, rect)
+    box = next(b for b in boxes if b.rect.meet(piece.rect) == piece.rect)
+    return view_of(tensor.detach(), box, piece.rect)
 
 
 def view_of(tensor: torch.Tensor, box: Box, rect: Rect) -> torch.Tensor:

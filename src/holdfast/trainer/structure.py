@@ -12,12 +12,11 @@ from typing import Literal
 
 import msgspec
 
+from holdfast.model.rect import Rect
+
 Kind = Literal["parameter", "buffer", "optimizer", "other"]
 SPLITTABLE: frozenset[Kind] = frozenset({"parameter", "optimizer"})
 """Only these are the same bytes on every replica: batch-norm statistics differ by rank."""
-
-Rect = tuple[tuple[int, ...], tuple[int, ...]]
-"""(offsets, lengths) in a global tensor"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Box:
 
     @property
     def rect(self) -> Rect:
-        return self.offsets, self.lengths
+        return Rect(self.offsets, self.lengths)
 
 
 Boxes = tuple[Box, ...]
@@ -115,18 +114,6 @@ def whole_box(shape: tuple[int, ...]) -> Box:
     return Box(start, shape, start)
 
 
-def intersection(a: Rect, b: Rect) -> Rect | None:
-    """What two rectangles have in common; None if that is nothing."""
-    offsets, lengths = [], []
-    for (ao, an), (bo, bn) in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True):
-        start, stop = max(ao, bo), min(ao + an, bo + bn)
-        if start >= stop:
-            return None
-        offsets.append(start)
-        lengths.append(stop - start)
-    return tuple(offsets), tuple(lengths)
-
-
 def cells(rects: set[Rect]) -> Iterator[Rect]:
     """The smallest boxes between all borders of some rectangles; each of these is made of such boxes."""
     dims = len(next(iter(rects))[0])
@@ -136,11 +123,11 @@ def cells(rects: set[Rect]) -> Iterator[Rect]:
 
 def _grid(lines: list[list[tuple[int, int]]]) -> Iterator[Rect]:
     if not lines:
-        yield (), ()
+        yield Rect((), ())
         return
     for start, stop in lines[0]:
         for offsets, lengths in _grid(lines[1:]):
-            yield (start, *offsets), (stop - start, *lengths)
+            yield Rect((start, *offsets), (stop - start, *lengths))
 
 
 def _digest(value: object) -> str:

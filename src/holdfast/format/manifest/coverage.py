@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from holdfast.errors import CorruptError
 from holdfast.model.manifest import TensorRecord
 
-Rect = tuple[tuple[int, ...], tuple[int, ...]]
-"""(offsets, lengths)"""
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""(offsets, lengths), as `Rect` is, too; bare where they are made by the hundred thousand"""
 
 _WORK_PER_CHUNK = 64
 _WORK_ANYWAY = 1_000_000
@@ -46,7 +46,7 @@ def check_coverage(tensors: Sequence[TensorRecord]) -> None:
         hole = first_hole(((c.offsets, c.lengths) for c in tensor.chunks), tensor.shape, work)
         if hole is not None:
             raise CorruptError(f"no image holds element {hole} of {tensor.fqn!r}, whose shape is {tensor.shape}")
-        by_image: dict[int, list[Rect]] = {}
+        by_image: dict[int, list[Pair]] = {}
         for chunk in tensor.chunks:
             by_image.setdefault(chunk.image, []).append((chunk.offsets, chunk.lengths))
         for rects in by_image.values():
@@ -54,7 +54,7 @@ def check_coverage(tensors: Sequence[TensorRecord]) -> None:
                 raise CorruptError(f"one image holds overlapping pieces of {tensor.fqn!r}")
 
 
-def first_hole(rects: Iterable[Rect], shape: tuple[int, ...], work: Work) -> tuple[int, ...] | None:
+def first_hole(rects: Iterable[Pair], shape: tuple[int, ...], work: Work) -> tuple[int, ...] | None:
     """The first element of a tensor that no rectangle covers; None if there is none.
 
     Raises:
@@ -68,9 +68,9 @@ def first_hole(rects: Iterable[Rect], shape: tuple[int, ...], work: Work) -> tup
     return _hole(distinct, shape, work)
 
 
-def _hole(rects: Iterable[Rect], shape: tuple[int, ...], work: Work) -> tuple[int, ...] | None:
+def _hole(rects: Iterable[Pair], shape: tuple[int, ...], work: Work) -> tuple[int, ...] | None:
     """Cut the first dimension at every border; each slab is a tensor of the others, looked at once per set of rects."""
-    begins: dict[int, list[Rect]] = {}
+    begins: dict[int, list[Pair]] = {}
     borders = {0}
     for rect in rects:
         begin = rect[0][0] if shape else 0
@@ -79,8 +79,8 @@ def _hole(rects: Iterable[Rect], shape: tuple[int, ...], work: Work) -> tuple[in
             borders.update((begin, begin + rect[1][0]))
     if not shape:
         return None if begins else ()
-    active: list[Rect] = []
-    seen: set[frozenset[Rect]] = set()
+    active: list[Pair] = []
+    seen: set[frozenset[Pair]] = set()
     for border in sorted(borders - {shape[0]}):
         active = [r for r in active if r[0][0] + r[1][0] > border] + begins.get(border, [])
         work.pay(len(active) + 1)
@@ -93,13 +93,13 @@ def _hole(rects: Iterable[Rect], shape: tuple[int, ...], work: Work) -> tuple[in
     return None
 
 
-def first_overlap(rects: Iterable[Rect], work: Work) -> tuple[Rect, Rect] | None:
+def first_overlap(rects: Iterable[Pair], work: Work) -> tuple[Pair, Pair] | None:
     """Two rectangles that share an element; None if there are none.
 
     Raises:
         CorruptError: the rectangles are too irregular.
     """
-    active: list[Rect] = []
+    active: list[Pair] = []
     for rect in sorted(r for r in rects if 0 not in r[1]):
         if rect[0]:
             active = [a for a in active if a[0][0] + a[1][0] > rect[0][0]]
@@ -111,5 +111,5 @@ def first_overlap(rects: Iterable[Rect], work: Work) -> tuple[Rect, Rect] | None
     return None
 
 
-def _overlap(a: Rect, b: Rect) -> bool:
+def _overlap(a: Pair, b: Pair) -> bool:
     return all(ao < bo + bn and bo < ao + an for ao, an, bo, bn in zip(*a, *b, strict=True))

@@ -644,3 +644,15 @@ def test_a_root_that_comes_back_is_gone_on_with(tier):
     (root.parent / "away").rename(root)
     tier.put(KEY, memoryview(b"x"))
     assert read_all(tier, KEY) == b"x"
+
+
+@pytest.mark.parametrize("lose", [_removed, _another, _a_file])
+@pytest.mark.parametrize("prefix", ["", "images/", KEY])
+def test_a_root_that_has_gone_is_not_one_without_objects(tier, lose, prefix):
+    tier.put(KEY, memoryview(b"x"))
+    if lose is _another and tier.mount.type.startswith(("fuse", "overlay")):
+        pytest.skip("inodes tell nothing there")
+    assert [i.key for i in tier.list(prefix)] == [KEY]
+    lose(Path(tier.root))
+    with pytest.raises(TierError, match="removed or unmounted"):
+        list(tier.list(prefix))

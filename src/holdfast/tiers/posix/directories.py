@@ -102,15 +102,10 @@ def _is_directory(path: str) -> bool:
 
 
 def walk(root: str, prefix: str) -> Iterator[tuple[str, int, str]]:
-    """(key, bytes, version) of every object whose key begins with `prefix`, in key order.
-
-    Raises: OSError when the root is not there.
-    """
+    """(key, bytes, version) of every object whose key begins with `prefix`, in key order."""
     start = prefix.rpartition("/")[0]
     if any(part in ("", ".", "..") for part in start.split("/")) and start:
         return
-    if not start:
-        os.stat(root)
     yield from _walk(os.path.join(root, start) if start else root, f"{start}/" if start else "", prefix)
 
 

@@ -155,8 +155,12 @@ class PosixTier:
         return status.st_size
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Walks directories; what vanishes meanwhile is left out, names that are not text are not ours."""
+        """Walks directories; what vanishes meanwhile is left out, names that are not text are not ours.
+
+        Raises: TierError when the tier lost its directory, which is no tier that holds nothing.
+        """
         with translated(self.name, prefix, self.root):
+            self._require_root(prefix)
             yield from (ObjectInfo(*found) for found in walk(self.root, prefix))
 
     def delete(self, key: str) -> None:

@@ -12,6 +12,7 @@ from holdfast.errors import (
     CorruptError,
     FormatVersionError,
     SupersededError,
+    TierError,
     TierPermissionError,
     TierUnavailableError,
 )
@@ -150,6 +151,19 @@ def test_authority_is_with_the_highest_attempt(tier):
     require_authority(tier, 2, CheckpointId(1, 50))
     with pytest.raises(SupersededError, match="abandoned"):
         require_authority(tier, 2, CheckpointId(1, 51))
+
+
+def test_an_owner_whose_claim_was_deleted_is_not_superseded(tier):
+    """That would count as no failure of the save."""
+    begin(tier)
+    begin(tier, CheckpointId(1, 50))
+    tier.delete(names.attempt_key(2))
+    with pytest.raises(TierError, match="the claim of attempt 2 is not there") as e:
+        require_authority(tier, 2, CheckpointId(2, 60))
+    assert e.value.kind == "tier"
+    tier.delete(names.attempt_key(1))
+    with pytest.raises(TierError, match="the claim of attempt 2 is not there"):
+        require_authority(tier, 2, CheckpointId(2, 60))
 
 
 def test_nothing_is_there_yet(tier):

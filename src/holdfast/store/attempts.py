@@ -13,6 +13,7 @@ from holdfast.errors import (
     HoldfastError,
     NotFoundError,
     SupersededError,
+    TierError,
     TierUnavailableError,
 )
 from holdfast.format import attempt as codec
@@ -124,7 +125,7 @@ def claim(
 def require_authority(authority: Tier, owner: int, checkpoint: CheckpointId | None = None) -> Attempts:
     """Refuse unless `owner` is the highest attempt and `checkpoint` is on its lineage.
 
-    Raises: SupersededError.
+    Raises: SupersededError; TierError when the checkpoint is on no lineage because the owner's claim is gone.
     """
     attempts = read_attempts([authority])
     if attempts.highest > owner:
@@ -134,6 +135,14 @@ def require_authority(authority: Tier, owner: int, checkpoint: CheckpointId | No
             tier=authority.name,
         )
     if checkpoint is not None and checkpoint not in attempts.lineage:
+        if attempts.highest < owner:
+            raise TierError(
+                f"the claim of attempt {owner} is not there any more",
+                hint="somebody deleted it: restart the job, which claims the next attempt",
+                tier=authority.name,
+                key=names.attempt_key(owner),
+                step=checkpoint.step,
+            )
         raise SupersededError(
             f"{checkpoint} is abandoned: attempt {attempts.highest} does not stand on it",
             tier=authority.name,

@@ -28,6 +28,7 @@ from holdfast.store.blocks import aligned_buffer
 from holdfast.store.catalog import read_manifest
 from holdfast.store.fetch import fetch_image
 from holdfast.store.flush import Source, flush_image, flush_while_sealed
+from holdfast.store.parts import run_parts
 from holdfast.store.quarantine import quarantine
 from holdfast.store.verify import Proven, verify_checkpoint, verify_image
 from holdfast.tiers.contract import read_all
@@ -168,6 +169,44 @@ def test_nothing_looks_at_the_buffer_after_a_failed_flush(tier, big, workers):
     release.set()
     thread.join(10)
     assert outcome
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_parts_end_with_their_pool(dropped):
+    """Whether it drops what waits, or takes no more: nobody waits for parts that never come, and none runs on."""
+    workers, entered, release = pool(1), threading.Event(), threading.Event()
+    ran: list[int] = []
+    outcome: list[tuple[str, list[int]]] = []
+
+    def part(begin):
+        entered.set()
+        release.wait(10)
+        ran.append(begin)
+
+    def begins():
+        yield 0
+        assert entered.wait(10)
+        if dropped:
+            yield 1
+        workers.shutdown(wait=False, cancel_futures=True)
+        if not dropped:
+            yield 1
+
+    def run():
+        try:
+            run_parts(workers, part, begins())
+        except RuntimeError as e:
+            outcome.append((str(e), list(ran)))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert entered.wait(10)
+    thread.join(0.1)
+    assert thread.is_alive()  # the part that runs still looks at the buffer
+    release.set()
+    thread.join(10)
+    workers.shutdown()
+    assert [("shut" in text, done) for text, done in outcome] == [(True, [0])]
 
 
 # Fetch ----------------------------------------------------------------------------------------------------------------

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Executor, wait
+from concurrent.futures import CancelledError, Executor, Future, wait
 
 
 def run_parts(pool: Executor, part: Callable[[int], None], begins: Iterable[int]) -> None:
     """`part(begin)` for each, on the pool.
 
-    Raises: the first error, once no part runs any more: the buffer underneath is the caller's again.
+    Raises: the first error, once no part runs any more: the buffer underneath is the caller's again. RuntimeError when
+        the pool was shut down meanwhile.
     """
-    futures = [pool.submit(part, begin) for begin in begins]
+    futures: list[Future[None]] = []
     try:
-        wait(futures, return_when=FIRST_EXCEPTION)
-    finally:
+        for begin in begins:
+            futures.append(pool.submit(part, begin))
         for future in futures:
-            future.cancel()
-        wait(futures)
-    errors = [future.exception() for future in futures if not future.cancelled()]
-    for error in errors:
-        if error is not None:
-            raise error
+            future.result()
+    except CancelledError:
+        raise RuntimeError("the pool was shut down before every part was done") from None
+    finally:
+        # Only for those that run: of what a pool dropped as it was shut down, `wait` would never hear.
+        wait([future for future in futures if not future.cancel()])

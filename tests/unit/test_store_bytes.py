@@ -29,7 +29,6 @@ from holdfast.store.catalog import read_manifest
 from holdfast.store.fetch import fetch_image
 from holdfast.store.flush import Source, flush_image, flush_while_sealed
 from holdfast.store.parts import run_parts
-from holdfast.store.quarantine import quarantine
 from holdfast.store.verify import Proven, verify_checkpoint, verify_image
 from holdfast.tiers.contract import read_all
 from holdfast.tiers.memory import HeapSlots, MemoryTier
@@ -120,7 +119,6 @@ def test_other_bytes_under_the_key_are_never_success(tier, big, workers):
 def test_a_good_copy_replaces_a_bad_one_when_asked(tier, big, workers):
     put_image(tier, big)
     flip(tier, big.key, 8 * BIG)
-    quarantine(tier, big.record.id, "a bit")
     assert flush_image(tier, big.record, memoryview(big.data), workers, replace=True)
     assert read_all(tier, big.key) == big.data
     assert keys(tier) == [big.key]

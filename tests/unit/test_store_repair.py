@@ -192,6 +192,21 @@ def test_from_memory(near, saved, workers):
     assert quarantined(near) == frozenset()
 
 
+def test_from_memory_too_nobody_reads_it_before_it_was_read_back(near, saved, workers):
+    image = saved.images[1]
+    flip(near, image.key, 8 * 4500)
+    seen = []
+
+    class Look(FlipBit):
+        def after(self, buffer):
+            seen.append(quarantined(near))
+
+    near.add(Fault("read_into", Look(), key="^images", times=None))
+    repair_image_from_memory(near, image.record, memoryview(image.data), workers, checkpoint=saved.id, reason="a test")
+    assert set(seen) == {frozenset({image.record.id})}
+    assert quarantined(near) == frozenset()
+
+
 def test_a_large_image_in_parts(near, far):
     image = make_image(ImageId(1, 10, 0), world_size=1, elements=9 * BLOCK_BYTES + 12345)
     made = Checkpoint(image.record.id.checkpoint, [image], b"")
@@ -218,6 +233,14 @@ def test_a_flush_replaces_what_is_damaged(near, saved, workers):
         assert verify_image(near, image.record.id, record=image.record).ok
         assert quarantined(near) == frozenset()
     assert not flush(near, image, workers), "what is good is proven, and left"
+
+
+def test_a_flush_ends_the_quarantine_of_a_copy_that_is_good(near, saved, workers):
+    """One that was killed after it had re-made the copy left the record, which no commit would pass."""
+    image = saved.images[0]
+    quarantine(near, image.record.id, "it was bad")
+    assert not flush(near, image, workers)
+    assert quarantined(near) == frozenset()
 
 
 def test_a_flush_replaces_no_whole_image_of_somebody_else(near, saved, workers):

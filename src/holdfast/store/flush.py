@@ -12,7 +12,6 @@ from holdfast.model.identity import ImageId
 from holdfast.model.image import ImageRecord
 from holdfast.store.blocks import Progress, no_progress
 from holdfast.store.parts import run_parts
-from holdfast.store.quarantine import release
 from holdfast.store.verify import verify_image
 from holdfast.tiers.contract import Buffer, Tier
 
@@ -59,7 +58,7 @@ def flush_while_sealed(
     Must not run on `pool` itself.
 
     Args:
-        replace: put a good copy in the place of a bad one, and release it from quarantine (repair).
+        replace: put a good copy in the place of a bad one (repair).
 
     Atomicity: the upload's publish. Durability: as the tier's. Idempotent.
 
@@ -73,8 +72,6 @@ def flush_while_sealed(
     except AlreadyExistsError:
         _prove(tier, source.sealed())
         return False
-    if replace:
-        release(tier, source.image)
     return True
 
 

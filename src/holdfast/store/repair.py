@@ -75,17 +75,23 @@ def repair_image_from_memory(
 def flush_or_repair(tier: Tier, source: Source, pool: Executor, *, progress: Progress = no_progress) -> bool:
     """As `flush_while_sealed`; a damaged copy that stands under the key already is re-made.
 
+    What it re-made, or found good, is in no quarantine any more: an earlier try may have ended before that.
+
     Raises: CorruptError when what stands there is whole and another image, or a manifest there says so.
     """
     try:
-        return flush_while_sealed(tier, source, pool, progress=progress)
+        written = flush_while_sealed(tier, source, pool, progress=progress)
+        if written:
+            return True
     except CorruptError as e:
         record = source.sealed()
         damage = verify_image(tier, record.id).error
         if not isinstance(damage, CorruptError) or _names_another(tier, record):
             raise
         quarantine(tier, record.id, e.message)
-        return flush_while_sealed(tier, source, pool, progress=progress, replace=True)
+        written = flush_while_sealed(tier, source, pool, progress=progress, replace=True)
+    release(tier, source.image)
+    return written
 
 
 def repair_manifest(tier: Tier, entry: CatalogEntry, sources: Iterable[Tier]) -> str:

@@ -112,7 +112,7 @@ def _prove(tier: Tier, record: ImageRecord) -> None:
         raise error
     raise CorruptError(
         f"other bytes stand under its key: {error.message}",
-        hint="repair it: flush with replace=True",
+        hint="another job may save there: give each run a directory of its own, or look with `holdfast verify URL`",
         tier=tier.name,
         key=names.image_key(record.id),
         step=record.id.step,

@@ -14,11 +14,13 @@ from holdfast.model.image import ImageLayout
 
 __all__ = [
     "Template",
+    "block_of",
     "block_range",
     "check",
     "check_block",
     "check_table",
     "lay_out",
+    "notes_of",
     "parse_header",
     "plain_fits",
     "plain_of",
@@ -67,16 +69,13 @@ def read_plain(buffer: Buffer, layout: ImageLayout) -> bytes:
     Raises:
         CorruptError: the length word is larger than the room.
     """
-    return plain_of(_bytes(buffer)[layout.plain_start : layout.plain_start + layout.plain_capacity_bytes])
+    return plain_of(_plain_room(buffer, layout))
 
 
 def plain_of(room: Buffer) -> bytes:
     """The payload of the reserved entry alone. Raises: as `read_plain`."""
     view = _bytes(room)
-    n = int.from_bytes(view[:_LENGTH_BYTES], "little")
-    if _LENGTH_BYTES + n > len(view):
-        raise CorruptError(f"plain values of {n} bytes cannot stand in {len(view)}")
-    return bytes(view[_LENGTH_BYTES : _LENGTH_BYTES + n])
+    return bytes(view[_LENGTH_BYTES : _end_of_plain(view)])
 
 
 def write_notes(buffer: Buffer, layout: ImageLayout, notes: Buffer) -> None:
@@ -85,8 +84,8 @@ def write_notes(buffer: Buffer, layout: ImageLayout, notes: Buffer) -> None:
     Raises:
         CapacityError: there is no room for them.
     """
-    view, n = _bytes(buffer), len(notes)
-    room = _room_for_notes(view, layout)
+    plain, n = _plain_room(buffer, layout), len(notes)
+    room = plain[_end_of_plain(plain) :]
     if len(room) < _LENGTH_BYTES + n:
         raise CapacityError(f"notes of {n} bytes do not fit in {len(room)}", hint="lay the image out again")
     room[:_LENGTH_BYTES] = n.to_bytes(_LENGTH_BYTES, "little")
@@ -99,25 +98,32 @@ def read_notes(buffer: Buffer, layout: ImageLayout) -> bytes:
     Raises:
         CorruptError: a length word is larger than its room.
     """
-    return notes_in(_room_for_notes(_bytes(buffer), layout))
+    return notes_of(_plain_room(buffer, layout))
 
 
-def notes_in(room: Buffer) -> bytes:
-    """The bytes of the notes in what is left of the plain values' room. Raises: CorruptError."""
-    if len(room) < _LENGTH_BYTES:
+def notes_of(room: Buffer) -> bytes:
+    """The bytes of the notes in the reserved entry alone. Raises: as `read_notes`."""
+    view = _bytes(room)
+    left = view[_end_of_plain(view) :]
+    if len(left) < _LENGTH_BYTES:
         return b""
-    n = int.from_bytes(room[:_LENGTH_BYTES], "little")
-    if n > min(MAX_NOTES_BYTES, len(room) - _LENGTH_BYTES):
-        raise CorruptError(f"notes of {n} bytes cannot stand in {len(room)}")
-    return bytes(room[_LENGTH_BYTES : _LENGTH_BYTES + n])
+    n = int.from_bytes(left[:_LENGTH_BYTES], "little")
+    if n > min(MAX_NOTES_BYTES, len(left) - _LENGTH_BYTES):
+        raise CorruptError(f"notes of {n} bytes cannot stand in {len(left)}")
+    return bytes(left[_LENGTH_BYTES : _LENGTH_BYTES + n])
 
 
-def _room_for_notes(view: memoryview, layout: ImageLayout) -> memoryview:
-    start, end = layout.plain_start, layout.plain_start + layout.plain_capacity_bytes
-    n = int.from_bytes(view[start : start + _LENGTH_BYTES], "little")
-    if _LENGTH_BYTES + n > layout.plain_capacity_bytes:
-        raise CorruptError(f"plain values of {n} bytes cannot stand in {layout.plain_capacity_bytes}")
-    return view[start + _LENGTH_BYTES + n : end]
+def _plain_room(buffer: Buffer, layout: ImageLayout) -> memoryview:
+    """The reserved entry of plain values and notes."""
+    return _bytes(buffer)[layout.plain_start : layout.plain_start + layout.plain_capacity_bytes]
+
+
+def _end_of_plain(room: memoryview) -> int:
+    """Where in their room the plain values end, and the notes begin. Raises: CorruptError."""
+    end = _LENGTH_BYTES + int.from_bytes(room[:_LENGTH_BYTES], "little")
+    if end > len(room):
+        raise CorruptError(f"plain values of {end - _LENGTH_BYTES} bytes cannot stand in {len(room)}")
+    return end
 
 
 def block_of(offset: int) -> int:

@@ -8,19 +8,16 @@ from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, Not
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
-from holdfast.format.image import notes_in
-from holdfast.format.notes import MAX_NOTES_BYTES
+from holdfast.format.image import notes_of, plain_of
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader
 from holdfast.model.manifest import Manifest
-from holdfast.store.blocks import Progress, aligned_buffer, no_progress, read_header
+from holdfast.store.blocks import Progress, aligned_buffer, located, no_progress, read_header
 from holdfast.store.catalog import Catalog, CatalogEntry
 from holdfast.store.commit import publish_manifest
 from holdfast.store.quarantine import quarantine
 from holdfast.store.verify import BUFFER_BYTES, ImageVerdict, verify_image
 from holdfast.tiers.contract import Tier
-
-_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ def proven_manifest(tier: Tier, entry: CatalogEntry, *, progress: Progress = no_
     proven = [_proven(tier, image, buffer, progress) for image in sorted(wanted)]
     headers = [v.header for v in proven if v.header]
     first = next((h for h in headers if h.id.rank == 0 and h.id.checkpoint == entry.id), None)
-    plain, notes = (_read_plain(tier, first), _read_notes(tier, first)) if first else (None, b"")
+    plain, notes = _read_plain(tier, first) if first else (None, b"")
     return codec.build(headers, [v.record for v in proven if v.record], plain, notes=notes)
 
 
@@ -105,29 +102,10 @@ def _proven(tier: Tier, image: ImageId, buffer: memoryview, progress: Progress) 
     return verdict
 
 
-def _read_plain(tier: Tier, header: ImageHeader) -> bytes:
-    """The payload of rank 0's plain values. Its image has been proven."""
-    key, start = names.image_key(header.id), header.layout.plain_start + _LENGTH_BYTES
-    payload = bytearray(_plain_bytes(tier, header))
-    for at in range(0, len(payload), BLOCK_BYTES):
-        tier.read_into(key, start + at, memoryview(payload)[at : at + BLOCK_BYTES])
-    return bytes(payload)
-
-
-def _plain_bytes(tier: Tier, header: ImageHeader) -> int:
+def _read_plain(tier: Tier, header: ImageHeader) -> tuple[bytes, bytes]:
+    """The payload of an image's plain values, and its notes. It has been proven."""
     key, layout = names.image_key(header.id), header.layout
-    length = bytearray(_LENGTH_BYTES)
-    tier.read_into(key, layout.plain_start, memoryview(length))
-    n = int.from_bytes(length, "little")
-    if n > layout.plain_capacity_bytes - _LENGTH_BYTES:
-        raise CorruptError(f"plain values of {n} bytes cannot stand in their room", tier=tier.name, key=key)
-    return n
-
-
-def _read_notes(tier: Tier, header: ImageHeader) -> bytes:
-    """The bytes of rank 0's notes, which stand behind the plain values."""
-    used = _LENGTH_BYTES + _plain_bytes(tier, header)
-    room = bytearray(min(header.layout.plain_capacity_bytes - used, _LENGTH_BYTES + MAX_NOTES_BYTES))
-    if room:
-        tier.read_into(names.image_key(header.id), header.layout.plain_start + used, memoryview(room))
-    return notes_in(memoryview(room))
+    room = memoryview(bytearray(layout.plain_capacity_bytes))
+    for at in range(0, len(room), BLOCK_BYTES):
+        tier.read_into(key, layout.plain_start + at, room[at : at + BLOCK_BYTES])
+    return located(tier, key, lambda: (plain_of(room), notes_of(room)))

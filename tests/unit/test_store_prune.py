@@ -19,7 +19,11 @@ from tests.unit.store_fixtures import (
 
 from holdfast.errors import CorruptError, FormatVersionError, NotFoundError, SupersededError, UsageError
 from holdfast.format import names
+from holdfast.format.checksum import BLOCK_BYTES
+from holdfast.format.image import seal, write_notes
+from holdfast.format.notes import encode as encode_notes
 from holdfast.model.identity import CheckpointId, ImageId
+from holdfast.model.notes import Notes
 from holdfast.model.place import Keep
 from holdfast.policy.retention import Reason
 from holdfast.store.attempts import read_attempts
@@ -360,6 +364,20 @@ def test_a_whole_step_is_committed_as_its_owner_would_have(tier):
     upload(other, checkpoint)
     assert rolled[0].manifest == commit_images(other, checkpoint)
     assert roll(tier) == []
+
+
+def test_what_a_save_says_of_itself_is_rolled_forward_with_it(tier):
+    """Plain values of several blocks, and notes behind them."""
+    said, plain = Notes(1767225600, (("val_loss", 1.25),)), b'"%s"' % (b"x" * (2 * BLOCK_BYTES))
+    image = make_image(ImageId(1, 10, 0), world_size=1, plain=plain)
+    write_notes(image.data, image.header.layout, encode_notes(said))
+    crc = seal(image.data, image.header.layout)
+    put_image(tier, image)
+    (rolled,) = roll(tier)
+    assert rolled.manifest is not None
+    assert rolled.manifest.notes == said
+    assert rolled.manifest.plain is None, "they are too long to stand inline"
+    assert rolled.manifest.images == (replace(image.record, crc64nvme=crc),)
 
 
 def test_the_next_attempt_rolls_forward_what_it_stands_on(tier):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.errors import HoldfastError
 from holdfast.format.numbers import has_numbers
 from holdfast.model.manifest import Manifest, TensorRecord
 from holdfast.model.rect import Rect
 from holdfast.store.moments import Change
 from holdfast.store.rects import pairs, parts
-from holdfast.store.tensors import PART_BYTES, Images, StoredTensor, find_tensor
+from holdfast.store.tensors import PART_BYTES, Images, StoredTensor, stored_tensor
+from holdfast.store.verify import DAMAGE
 
 Name = tuple[str, int | None]
 """Fully qualified name and, for a rank's own value, the rank."""
-_DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ def _compare(first: Side, second: Side, a: TensorRecord, b: TensorRecord) -> Ten
     change, error = Change(), None
     if numeric or a.dtype == b.dtype:
         try:
-            x = find_tensor(first.images, first.manifest, a.fqn, a.owner_rank)
-            y = find_tensor(second.images, second.manifest, b.fqn, b.owner_rank)
+            x = stored_tensor(first.images, first.manifest, a)
+            y = stored_tensor(second.images, second.manifest, b)
             _add_all(change, x, y, (a.dtype, b.dtype) if numeric else None)
-        except _DAMAGE as e:
+        except DAMAGE as e:
             error = e
     return TensorChange(a, b, change, numeric, error)
 

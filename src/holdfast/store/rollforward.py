@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.errors import CorruptError, HoldfastError
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
@@ -16,7 +16,7 @@ from holdfast.store.blocks import Progress, aligned_buffer, located, no_progress
 from holdfast.store.catalog import Catalog, CatalogEntry
 from holdfast.store.commit import publish_manifest
 from holdfast.store.quarantine import quarantine
-from holdfast.store.verify import BUFFER_BYTES, ImageVerdict, verify_image
+from holdfast.store.verify import BUFFER_BYTES, DAMAGE, ImageVerdict, verify_image
 from holdfast.tiers.contract import Tier
 
 
@@ -53,7 +53,7 @@ def roll_forward(
     try:
         manifest = proven_manifest(tier, entry, progress=progress)
         publish_manifest(tier, authority, manifest, owner=owner)
-    except (CorruptError, FormatVersionError, NotFoundError) as e:
+    except DAMAGE as e:
         return RolledForward(entry.id, None, e)
     return RolledForward(entry.id, manifest)
 

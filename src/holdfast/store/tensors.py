@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.errors import CorruptError, HoldfastError, NotFoundError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.model.identity import ImageId
@@ -21,6 +21,7 @@ from holdfast.model.rect import Rect
 from holdfast.store.blocks import Progress, aligned_buffer, no_progress
 from holdfast.store.ranged import BlockCache, RangedImage
 from holdfast.store.rects import disjoint, parts
+from holdfast.store.verify import DAMAGE
 from holdfast.tiers.contract import Tier
 
 PART_BYTES = 2 * BLOCK_BYTES
@@ -82,10 +83,10 @@ class Images:
             self._opened.move_to_end(record)
             return self._opened[record]
         if record in self._bad:
-            raise self._bad[record]
+            raise self._bad[record].with_traceback(None)  # else it grows with every tensor of the image
         try:
             opened = self._prove(record)
-        except (CorruptError, FormatVersionError, NotFoundError) as e:
+        except DAMAGE as e:
             e.step = record.id.step
             self._bad[record] = e
             raise
@@ -174,14 +175,20 @@ class StoredTensor:
 
 
 def find_tensor(images: Images, manifest: Manifest, fqn: str, owner_rank: int | None = None) -> StoredTensor:
-    """A tensor by its name; a tied one is the tensor whose bytes it shares. Raises: NotFoundError, CorruptError."""
-    by_name = {(t.fqn, t.owner_rank): t for t in manifest.tensors}
-    record = by_name.get((fqn, owner_rank))
-    if record is not None and record.alias_of is not None:
-        target = by_name.get((record.alias_of, owner_rank)) or by_name.get((record.alias_of, None))
-        if target is None:
-            raise CorruptError(f"{fqn!r} is said to be the same as {record.alias_of!r}, which is not there")
-        record = target
+    """A tensor by its name; see `stored_tensor`. Raises: NotFoundError."""
+    record = _named(manifest, fqn, owner_rank)
     if record is None:
         raise NotFoundError(f"no tensor is called {fqn!r}", step=manifest.id.step)
-    return StoredTensor(images, manifest, record)
+    return stored_tensor(images, manifest, record)
+
+
+def stored_tensor(images: Images, manifest: Manifest, record: TensorRecord) -> StoredTensor:
+    """A tensor of the manifest; a tied one is the tensor whose bytes it shares."""
+    target = record if record.alias_of is None else _named(manifest, record.alias_of, None)
+    if target is None:
+        raise CorruptError(f"{record.fqn!r} is said to be the same as {record.alias_of!r}, which is not there")
+    return StoredTensor(images, manifest, target)
+
+
+def _named(manifest: Manifest, fqn: str, owner_rank: int | None) -> TensorRecord | None:
+    return next((t for t in manifest.tensors if t.fqn == fqn and t.owner_rank == owner_rank), None)

@@ -11,7 +11,7 @@ from holdfast.store.measure import BENCH, Limits, Measure, Room, new_room, room_
 from holdfast.tiers import open_tier
 from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.posix import PosixTier
-from holdfast.tiers.wrappers import Fault, Faults, FullAfter, Slow
+from holdfast.tiers.wrappers import Fault, Faults, FullAfter, Raise, Slow
 
 MIB = 1 << 20
 DEAD = Room("0" * 8, 1, 1_000_000_000, "ab" * 4)
@@ -101,6 +101,13 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tier, tmp_path):
     faults = Faults(tier, Fault("write", FullAfter(2 * MIB), times=None))
     with pytest.raises(TierFullError):
         measured(faults)
+    assert files(tmp_path) == []
+
+
+def test_uploads_that_were_begun_are_ended_when_the_next_cannot_begin(tier, tmp_path):
+    faults = Faults(tier, Fault("upload", Raise(TierFullError("injected")), key=f"large-{MIB}/00001$"))
+    with pytest.raises(TierFullError):
+        measured(faults, seconds=3.0)
     assert files(tmp_path) == []
 
 

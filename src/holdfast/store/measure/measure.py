@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import statistics
 import threading
@@ -13,6 +12,7 @@ from functools import partial
 
 from holdfast.errors import CorruptError, DeadlineError, UsageError
 from holdfast.format.checksum import crc64nvme
+from holdfast.store.blocks import aligned_buffer
 from holdfast.store.figures import Bandwidth, Latency
 from holdfast.store.measure.leftovers import Room, empty, marker
 from holdfast.tiers.contract import Buffer, Tier, Upload
@@ -60,9 +60,9 @@ class Measure:
                 f"{self.limits.space_bytes} bytes are too little to measure with", hint="give 1 MiB or more"
             )
         self._part_bytes = part_bytes
-        self._source = memoryview(mmap.mmap(-1, part_bytes))  # anonymous memory: page-aligned, as O_DIRECT wants it
+        self._source = aligned_buffer(part_bytes)
         self._source[:] = (os.urandom(1 << 20) * -(-part_bytes // (1 << 20)))[:part_bytes]
-        self._targets = [memoryview(mmap.mmap(-1, part_bytes)) for _ in range(max(_CALLS))]
+        self._targets = [aligned_buffer(part_bytes) for _ in range(max(_CALLS))]
         for target in self._targets:
             target[:] = self._source  # faulted once: a page fault costs ten times the copy
         self._stopped = threading.Event()
@@ -93,7 +93,7 @@ class Measure:
     # Small calls -------------------------------------------------------------------------------------------------
     def _small(self) -> None:
         share_s = self.limits.seconds * 0.25 / 5
-        data, target = self._source[:_SMALL_BYTES], memoryview(mmap.mmap(-1, _SMALL_BYTES))
+        data, target = self._source[:_SMALL_BYTES], aligned_buffer(_SMALL_BYTES)
         keys: list[str] = []
 
         def put(number: int) -> None:
@@ -127,9 +127,7 @@ class Measure:
         self.latency.append(Latency(operation, size_bytes, keys, statistics.median(taken), p95_s, len(taken)))
 
     # Large objects -----------------------------------------------------------------------------------------------
-    def _large(
-        self,
-    ) -> None:
+    def _large(self) -> None:
         cells = [(size, calls) for size in _SIZES_BYTES for calls in _CALLS]
         fits = [cell for cell in cells if self._objects(*cell) * cell[0] <= self.limits.space_bytes]
         if len(fits) < len(cells):
@@ -182,7 +180,7 @@ class Measure:
 
     def _write(self, keys: list[str], size_bytes: int, calls: int) -> list[float]:
         """Objects by parts, `calls` at once. Returns how long each took to be published."""
-        uploads = [self.tier.upload(key, size_bytes) for key in keys]
+        uploads: list[Upload] = []
         took: list[float] = []
 
         def publish(upload: Upload) -> None:
@@ -191,6 +189,8 @@ class Measure:
             took.append(time.monotonic() - began)
 
         try:
+            for key in keys:
+                uploads.append(self.tier.upload(key, size_bytes))
             starts = range(0, size_bytes, self._part_bytes)
             parts = [partial(u.write, s, self._part(s, size_bytes)) for u in uploads for s in starts]
             self._at_once(calls, parts)

@@ -170,6 +170,13 @@ def test_one_of_another_node_is_dead_only_long_after_its_deadline():
     assert room_key(f"{BENCH}x/y") is None
 
 
+def test_a_process_of_another_container_is_not_dead_because_nobody_sees_it(monkeypatch):
+    room = new_room(1 << 30, 60)  # no process has that number
+    assert room.is_dead(time.time())
+    monkeypatch.setattr("os.readlink", lambda path: "pid:[1]")
+    assert not room.is_dead(time.time())
+
+
 def test_figures_are_kept_and_found_again(tmp_path):
     facts = Facts("shared", "node", 16 * MIB, 8, True, "h", 2, 1, "k", "x86_64", "ext4")
     figures = Figures(FORMAT, "file:///data/run 7", "2026-01-01T00:00:00+00:00", 1.0, MIB, facts, (), (), ("a note",))

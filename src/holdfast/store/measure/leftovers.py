@@ -1,6 +1,6 @@
 """Where a measurement keeps its objects, and how those of one that was killed are known.
 
-    bench/3f2a91c4-12345-1790000000-9c01/small/00007       boot - process - deadline - nonce
+    bench/3f2a91c4-12345-1790000000-9c01b7d2/small/00007       boot - process - deadline - nonce
 
 Nothing of Holdfast lists `bench/`: no load, no catalog, no sweep of a run sees it.
 """
@@ -8,6 +8,8 @@ Nothing of Holdfast lists `bench/`: no load, no catalog, no sweep of a run sees 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
 import secrets
 import time
@@ -27,7 +29,10 @@ _ROOM = re.compile(r"([0-9a-f]{8})-([0-9]+)-([0-9]+)-([0-9a-f]{8})")
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The objects of one measurement: begins their keys, and the names of their unfinished uploads."""
+    """The objects of one measurement: begins their keys, and the names of their unfinished uploads.
+
+    `boot` is of the node, or of the container in it, that numbered `pid`.
+    """
 
     boot: str
     pid: int
@@ -48,7 +53,7 @@ class Room:
         return f"0.bench.{self.name}"
 
     def is_dead(self, now_unix_s: float) -> bool:
-        """Whether nobody can be at work there: the process is gone, or (on another node) its deadline is long past."""
+        """Whether nobody can be at work there: the process is gone, or (elsewhere) its deadline is long past."""
         if self.boot == _boot() and not psutil.pid_exists(self.pid):
             return True
         return now_unix_s > self.deadline_unix_s + _GRACE_S
@@ -97,7 +102,8 @@ def empty(tier: Tier, room: Room) -> None:
 
 
 def _boot() -> str:
-    text = "0" * 8
+    """Tells apart what numbers processes: boots of nodes and, in them, containers, which do not see each other's."""
+    text = ""
     with contextlib.suppress(OSError):
-        text = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
-    return text[:8]
+        text = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

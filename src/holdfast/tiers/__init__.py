@@ -8,7 +8,7 @@ from pathlib import Path
 from holdfast.errors import ConfigError
 from holdfast.model.place import Scope
 from holdfast.tiers.contract import Tier
-from holdfast.tiers.memory import HeapSlots, MemoryTier, SlotSource
+from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.posix import PosixTier, path_of_url
 from holdfast.tiers.posix.mounts import mount_of
 from holdfast.tiers.posix.recycle import RECYCLE_FROM_BYTES
@@ -25,7 +25,6 @@ def open_tier(
     name: str,
     owner: str,
     scope: Scope | None = None,
-    slots: SlotSource | None = None,
     create: bool = True,
 ) -> Tier:
     """The tier a URL names.
@@ -33,7 +32,6 @@ def open_tier(
     Args:
         owner: `{arena}.{agent nonce}`, how this process's temporary objects are known to a successor.
         scope: None: memory is the node's, everything else shared.
-        slots: where a memory tier keeps images; None: on the heap of this process.
         create: create the last component of a path and check that it can be written; false for readers.
 
     Raises: ConfigError for an unknown scheme or a path that cannot be used; TierPermissionError where it is read-only
@@ -42,7 +40,7 @@ def open_tier(
     if url.startswith("memory:"):
         if scope is Scope.SHARED:
             raise ConfigError("memory is seen by one node only", hint='set scope = "node"', tier=name)
-        return MemoryTier(slots or HeapSlots(), name=name)
+        return MemoryTier(HeapSlots(), name=name)
     if url.startswith("s3:"):
         raise ConfigError(f"{url!r}: S3 is not built yet", hint=SUPPORTED_URLS, tier=name)
     if "://" in url and not url.startswith("file://"):

@@ -289,6 +289,35 @@ def test_a_manifest_of_another_run_is_not_taken(near, far, saved):
     assert read_all(near, key) == good
 
 
+class Then:
+    """Something that happens right after a call."""
+
+    def __init__(self, happens):
+        self._happens = happens
+
+    def before(self, buffer):
+        """Nothing yet."""
+
+    def after(self, buffer):
+        self._happens()
+
+
+def test_a_manifest_deleted_meanwhile_is_not_brought_back(near, far, saved):
+    """While the images are read, or while it is put."""
+    key, stone = names.manifest_key(saved.id), names.tombstone_key(saved.id)
+    spoil(near, key, b"bad")
+    found = entry(near, saved.id)
+    near.add(Fault("read_into", Then(lambda: near.delete(key)), key="^images"))
+    with pytest.raises(NotFoundError, match="not committed there any more"):
+        repair_manifest(near, found, [])
+    assert list(near.list(names.MANIFESTS)) == []
+    spoil(near, key, b"bad")
+    near.add(Fault("put", Then(lambda: spoil(near, stone, b"")), key="^manifests"))
+    with pytest.raises(NotFoundError, match="not committed there any more"):
+        repair_manifest(near, found, [far])
+    assert list(near.list(names.MANIFESTS)) == []
+
+
 def test_a_manifest_whose_images_are_bad_too_stays_as_it_is(near, saved):
     key = names.manifest_key(saved.id)
     spoil(near, key, b"bad")

@@ -101,17 +101,26 @@ def repair_manifest(tier: Tier, entry: CatalogEntry, sources: Iterable[Tier]) ->
     Raises: NotFoundError when its deletion has begun; CorruptError when the images are not whole either; TierError.
     """
     _require_committed(tier, entry.id)
-    key = names.manifest_key(entry.id)
     for source in sources:
         try:
             manifest = read_manifest(source, entry.id)
         except HoldfastError:
             continue  # another source, or the images, which say what is wrong
         if _is_of(tier, entry, manifest):
-            tier.put(key, memoryview(codec.encode(manifest)))
+            _put_manifest(tier, manifest)
             return source.name
-    tier.put(key, memoryview(codec.encode(proven_manifest(tier, entry))))
+    _put_manifest(tier, proven_manifest(tier, entry))
     return "its images"
+
+
+def _put_manifest(tier: Tier, manifest: Manifest) -> None:
+    """In the place of the bad one; reading may have taken long, and what was deleted meanwhile is not brought back."""
+    _require_committed(tier, manifest.id)
+    key = names.manifest_key(manifest.id)
+    tier.put(key, memoryview(codec.encode(manifest)))
+    if is_tombstoned(tier, manifest.id):  # its deletion began between the look and the put
+        tier.delete(key)
+        _require_committed(tier, manifest.id)
 
 
 def _is_of(tier: Tier, entry: CatalogEntry, manifest: Manifest) -> bool:

@@ -17,7 +17,14 @@ from tests.unit.store_fixtures import (
     upload,
 )
 
-from holdfast.errors import CorruptError, FormatVersionError, NotFoundError, SupersededError, UsageError
+from holdfast.errors import (
+    CorruptError,
+    FormatVersionError,
+    NotFoundError,
+    SupersededError,
+    TierUnavailableError,
+    UsageError,
+)
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.format.image import seal, write_notes
@@ -188,6 +195,19 @@ def test_a_damaged_checkpoint_goes_when_all_that_is_kept_is_newer(tier):
     }
     prune(tier, 2)
     assert loadable(tier) == [(1, 40), (1, 50)]
+
+
+def test_what_a_tier_fails_to_read_is_not_damaged_and_stays(tier):
+    """A rule may keep it once it can be read."""
+    for step in (10, 20, 30, 40):
+        save(tier, 1, step)
+    sick = Faults(tier, Fault("read_into", Raise(), key=names.manifest_key(CheckpointId(1, 20)), times=None))
+    assert isinstance(entry(sick, CheckpointId(1, 20)).problem, TierUnavailableError)
+    keep = Keep(1, every_steps=20)
+    planned = plan_prune(read_catalog(sick), lineage(tier), keep=keep)
+    assert {d.id.step: d.reason for d in planned.deletions} == {30: Reason.OLD}
+    planned = plan_prune(read_catalog(tier), lineage(tier), keep=keep)
+    assert {d.id.step: d.reason for d in planned.deletions} == {10: Reason.OLD, 30: Reason.OLD}
 
 
 def test_what_a_newer_holdfast_wrote_is_not_damaged_and_stays(tier):

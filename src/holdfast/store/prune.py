@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from holdfast.errors import FormatVersionError, NotFoundError, UsageError
+from holdfast.errors import CorruptError, NotFoundError, UsageError
 from holdfast.format import attempt as codec
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
@@ -64,8 +64,8 @@ def plan_prune(
     """What retention deletes on a tier. Pure.
 
     Only loadable checkpoints count for its rules; a damaged one is kept (it may be repaired) until it is older
-    than everything kept. What a newer Holdfast wrote is not damaged, and stays. The newest loadable one stays whatever
-    the settings.
+    than everything kept. What a newer Holdfast wrote, or the tier failed to read, is not damaged, and stays. The newest
+    loadable one stays whatever the settings.
 
     Args:
         protected: further checkpoints that stay: the newest verified one, those being loaded.
@@ -82,8 +82,8 @@ def plan_prune(
     reasons = {v.id: v.reason for v in verdicts if not v.keep}
     for entry in catalog.committed:
         old = oldest is not None and entry.id < oldest and entry.id not in protected
-        newer = isinstance(entry.problem, FormatVersionError)
-        if old and keep.limits and not entry.loadable and not newer:
+        damaged = not entry.loadable and (entry.problem is None or isinstance(entry.problem, CorruptError))
+        if old and keep.limits and damaged:
             reasons[entry.id] = Reason.DAMAGED
     return _plan(catalog, reasons, tuple(kept))
 

@@ -102,7 +102,10 @@ class Tier(Protocol):
         """Length of the object in bytes. Raises: NotFoundError."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every published object whose key starts with `prefix`, in key order. Unfinished uploads never show."""
+        """Every published object whose key starts with `prefix`, in key order. Unfinished uploads never show.
+
+        Raises: TierError when the place itself has gone: that is not to hold nothing.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object, durably. Idempotent: deleting what is not there succeeds."""

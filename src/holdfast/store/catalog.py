@@ -5,6 +5,7 @@ Foreign files are passed over; damage is told, not raised.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ class CatalogEntry:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Everything on one tier, oldest checkpoint first."""
+    """Everything on one tier, oldest checkpoint first: they are found by their order."""
 
     tier: str
     entries: tuple[CatalogEntry, ...]
@@ -82,7 +83,8 @@ class Catalog:
         return iter(self.entries)
 
     def get(self, checkpoint: CheckpointId) -> CatalogEntry | None:
-        return next((e for e in self.entries if e.id == checkpoint), None)
+        at = bisect_left(self.entries, checkpoint, key=lambda e: e.id)
+        return self.entries[at] if at < len(self.entries) and self.entries[at].id == checkpoint else None
 
     def newest(self, lineage: Lineage) -> CatalogEntry | None:
         """The newest loadable checkpoint on the lineage."""

@@ -164,11 +164,12 @@ def _plan(catalog: Catalog, reasons: dict[CheckpointId, Reason], kept: tuple[Ver
     named = catalog.named(besides=frozenset(reasons))
     newest = max((e.id for e in catalog if e.loadable and e.id not in reasons), default=None)
     sizes = catalog.image_sizes
+    riddles = [e.id for e in catalog.committed if e.problem is not None and e.id not in reasons]
     deletions, blocked = [], []
     for entry in catalog:
         if entry.id not in reasons:
             continue
-        riddle = _may_be_named(catalog, entry.id, reasons)
+        riddle = _may_be_named(entry.id, riddles)
         if riddle is not None:
             blocked.append((entry.id, f"{riddle} may share its images, and its manifest cannot be read"))
             continue
@@ -185,7 +186,6 @@ def _images(entry: CatalogEntry) -> set[ImageId]:
     return {*entry.images, *(r.id for r in (entry.manifest.images if entry.manifest else ()))}
 
 
-def _may_be_named(catalog: Catalog, checkpoint: CheckpointId, reasons: Collection[CheckpointId]) -> CheckpointId | None:
+def _may_be_named(checkpoint: CheckpointId, riddles: Iterable[CheckpointId]) -> CheckpointId | None:
     """A kept checkpoint of the same attempt whose unreadable manifest may name images of this older one."""
-    riddles = (e.id for e in catalog.committed if e.problem is not None and e.id not in reasons)
     return next((r for r in riddles if r.attempt == checkpoint.attempt and r > checkpoint), None)

@@ -66,6 +66,16 @@ def test_a_slot_that_was_reused_while_it_is_read_is_not_there_any_more(tmp_path)
         tier.read_into(image.key, 0, memoryview(bytearray(10)))
 
 
+def test_plain_values_that_are_written_over_while_they_are_read_make_no_step(tmp_path):
+    [image] = make(1, 10, world_size=1).images
+    path, at = put(tmp_path, 0, image), PAGE_BYTES + image.header.layout.plain_start
+    data = bytearray(path.read_bytes())
+    data[at : at + 8] = b"\xff" * 8  # their length
+    path.write_bytes(data)
+    [entry] = read_catalog(SlotTier(tmp_path))
+    assert not entry.committed
+
+
 def test_a_flipped_bit_in_memory_is_found(tmp_path):
     [image] = make(1, 10, world_size=1).images
     path = put(tmp_path, 0, image)

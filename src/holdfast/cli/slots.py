@@ -6,7 +6,6 @@ is thrown away.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.header import parse_header
-from holdfast.format.image import read_notes, read_plain
+from holdfast.format.image import notes_in, plain_of
 from holdfast.format.manifest import build
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
@@ -27,6 +26,8 @@ from holdfast.tiers.contract import Buffer, Capabilities, ObjectInfo, Upload
 from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
 
 _READ_ONLY = "memory is only looked at here"
+_LENGTH_BYTES = 8
+"""Before the plain values stands how long they are, and the notes stand behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,9 @@ class SlotTier:
         if first is None:
             return None, b""
         held, layout = self._held[names.image_key(first.id)], first.layout
-        stop = PAGE_BYTES + layout.size_bytes
-        with (
-            held.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped)[PAGE_BYTES:stop] as image,
-        ):
-            spoken = read_plain(image, layout), read_notes(image, layout)
-        _read(held, 0, 0)  # still the same
-        return spoken
+        room = _read(held, layout.plain_start, layout.plain_capacity_bytes)
+        plain = plain_of(room)
+        return plain, notes_in(memoryview(room)[_LENGTH_BYTES + len(plain) :])
 
     def _header(self, held: _Held) -> Iterator[ImageHeader]:
         with suppress(HoldfastError):

@@ -126,6 +126,13 @@ def look(path: Path) -> Arena:
     )
 
 
+def slot_page(path: Path) -> SlotPage | None:
+    """A copy of a slot's page; None when the file is gone or no slot."""
+    data = _page(path)
+    page = SlotPage(data) if data is not None else None
+    return page if page is not None and page.valid else None
+
+
 def remove(arena: Arena) -> None:
     """Free an arena that nobody uses. It is locked meanwhile, so that no agent starts in it.
 
@@ -186,9 +193,8 @@ def _trainer(path: Path) -> Iterator[int]:
 
 
 def _slot(path: Path) -> Iterator[SlotImage]:
-    data = _page(path)
-    page = SlotPage(data) if data is not None else None
-    if page is not None and page.valid and page.state in (SlotState.STAGED, SlotState.HELD):
+    page = slot_page(path)
+    if page is not None and page.state in (SlotState.STAGED, SlotState.HELD):
         relied = page.relies_on_step
         yield SlotImage(
             id=ImageId(page.attempt, page.step, page.rank, page.image),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from holdfast.cli.arenas import slot_page
 from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import manifest as codec
 from holdfast.format import names
@@ -23,7 +24,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers.contract import Buffer, Capabilities, ObjectInfo, Upload
-from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
+from holdfast.wire.pages import PAGE_BYTES, SlotState
 
 _READ_ONLY = "memory is only looked at here"
 _LENGTH_BYTES = 8
@@ -118,17 +119,10 @@ class SlotTier:
 
 
 def _held(path: Path) -> Iterator[_Held]:
-    page = _page(path)
-    if page is not None and page.valid and page.state == SlotState.HELD:
+    page = slot_page(path)
+    if page is not None and page.state == SlotState.HELD:
         image = ImageId(page.attempt, page.step, page.rank, page.image)
         yield _Held(path, page.generation, ImageRecord(image, page.image_bytes, page.crc64nvme))
-
-
-def _page(path: Path) -> SlotPage | None:
-    with suppress(OSError), path.open("rb", buffering=0) as file:
-        data = bytearray(file.read(PAGE_BYTES))
-        return SlotPage(memoryview(data)) if len(data) == PAGE_BYTES else None
-    return None
 
 
 def _read(held: _Held, offset: int, n_bytes: int) -> bytes:
@@ -139,7 +133,7 @@ def _read(held: _Held, offset: int, n_bytes: int) -> bytes:
             data = os.pread(fd, n_bytes, PAGE_BYTES + offset)
         finally:
             os.close(fd)
-    page = _page(held.path)
+    page = slot_page(held.path)
     if page is None or (page.state, page.generation) != (SlotState.HELD, held.generation) or len(data) != n_bytes:
         hint = "look again: memory keeps only the newest steps"
         key = names.image_key(held.record.id)

@@ -19,7 +19,7 @@ _ROW, _TOP = 22.0, 34.0
 
 def write_page(path: Path, record: dict[str, Any]) -> None:
     """Write the page of a record. Nothing comes from elsewhere."""
-    path.write_text(render(record))
+    path.write_text(render(record), encoding="utf-8")
 
 
 def render(record: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def show(script: Script, out: Path, *, console: Console, keep: bool = False) -> 
         raise
     summary = Summary(script, read(events["undisturbed"]), read(events["killed"]))
     text = page.render(summary, events, command=_command(), machine=_machine())
-    (out / PAGE).write_text(text)
+    (out / PAGE).write_text(text, encoding="utf-8")
     if not keep:
         shutil.rmtree(work)
     print_summary(console, summary)

@@ -13,15 +13,15 @@ import click
 
 from holdfast.cli.arguments import json_option
 from holdfast.cli.output import write, write_json
+from holdfast.demo.script import LEAST_STEPS
 from holdfast.errors import UsageError
 
 DIFFERENT = 1
-_LEAST_STEPS = 24
 
 
 @click.command()
 @click.option(
-    "--steps", type=click.IntRange(min=_LEAST_STEPS), default=100, show_default=True, help="How long to train."
+    "--steps", type=click.IntRange(min=LEAST_STEPS), default=100, show_default=True, help="How long to train."
 )
 @click.option(
     "--out",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEAST_STEPS = 24
-"""Fewer leave no room for the plot. `holdfast demo --steps` says the same."""
+"""Fewer leave no room for the plot."""
 
 
 @dataclass(frozen=True, slots=True)

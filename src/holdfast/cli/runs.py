@@ -65,7 +65,7 @@ class Run:
         """The highest attempt, where its claim can be read."""
         return next((a for a in self.attempts.records if a.attempt == self.attempts.highest), None)
 
-    @property
+    @cached_property
     def lineage(self) -> Lineage:
         """Without any claim nobody can tell what was abandoned: a tier beside the home, copied elsewhere, has none."""
         if not self.attempts.highest:

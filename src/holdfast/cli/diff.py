@@ -92,8 +92,6 @@ def _chosen(first: Run, second: Run, steps: tuple[int, ...]) -> list[tuple[Run, 
     if first is second and not steps:
         return [(first, first.manifest(step)) for step in _newest_two(first)]
     wanted = [*steps, None, None][:2]
-    if wanted[0] is None and first is second:
-        wanted = [None, None]
     return [(run, run.manifest(step)) for run, step in zip((first, second), wanted, strict=True)]
 
 

@@ -18,8 +18,6 @@ from holdfast.model.image import ImageRecord
 from holdfast.model.manifest import Manifest, TensorRecord
 from holdfast.units import format_bytes
 
-_TENSOR = "Only this tensor: where it stands, and its numbers."
-
 
 @click.command()
 @url_argument()

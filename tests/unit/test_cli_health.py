@@ -1,5 +1,8 @@
 """What doctor concludes from what it reads: mounts, memory limits, surroundings, room."""
 
+import errno
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +11,11 @@ import pytest
 from holdfast.cli.health import space
 from holdfast.cli.health.chosen import chosen_in_vain
 from holdfast.cli.health.finding import Level
+from holdfast.cli.health.leftovers import stale_files
 from holdfast.cli.health.limits import memory_limits, tightest
 from holdfast.cli.health.surroundings import Surroundings, what_ends_with_us
 from holdfast.config import Config
+from holdfast.errors import TierPermissionError
 from holdfast.tiers.posix.mounts import Mount, existing, mount_of
 
 MOUNTS = """\
@@ -130,6 +135,37 @@ def test_a_state_needs_its_size_times_the_slots(tmp_path):
     assert tight.level is Level.BAD
     assert "4 slots" in tight.message
     assert "keep_last" in tight.todo
+
+
+@pytest.mark.parametrize(("served", "stale"), [(True, ["1.dead-0"]), (False, ["1.dead-0", "2.alive-old-1"])])
+def test_what_a_living_agent_keeps_for_new_images_is_no_leftover(tmp_path, served, stale):
+    folder = tmp_path / ".tmp"
+    (folder / "a directory").mkdir(parents=True)
+    for name in ("1.dead-0", "2.alive-old-1", "2.alive-3"):
+        (folder / name).write_bytes(bytes(5000))
+        if not name.endswith("3"):
+            os.utime(folder / name, (time.time() - 7200,) * 2)
+    [found] = stale_files(tmp_path, served=served)
+    assert found.count == len(stale)
+    found.remove()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        {"1.dead-0", "2.alive-old-1", "2.alive-3", "a directory"} - {*stale}
+    )
+
+
+def test_leftovers_that_may_not_be_removed_are_an_error_of_the_tier(tmp_path, monkeypatch):
+    path = tmp_path / ".tmp" / "1.dead-0"
+    path.parent.mkdir()
+    path.touch()
+    os.utime(path, (0, 0))
+    [found] = stale_files(tmp_path, served=False)
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(TierPermissionError, match="Permission denied"):
+        found.remove()
 
 
 def test_a_misspelt_variable_is_named_with_the_nearest():

@@ -80,7 +80,7 @@ def doctor(  # noqa: PLR0913  one parameter per option
         run, unreadable = _opened(url, stack)
         leftovers = [
             *leftover_arenas(found),
-            *(stale_files(_path(url)) if url and _is_file(url) else ()),
+            *(stale_files(_path(url), served=bool(run and run.agent)) if url and _is_file(url) else ()),
             *(orphan_images(run) if run else ()),
         ]
         removed = _clean(leftovers, discard_unsaved=discard_unsaved, yes=yes) if clean else []

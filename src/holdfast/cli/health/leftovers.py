@@ -19,9 +19,12 @@ from holdfast.cli.runs import Run, claimed_elsewhere
 from holdfast.model.identity import CheckpointId
 from holdfast.store.sweep import execute_sweep, plan_sweep
 from holdfast.tiers.contract import ABANDONED_S, TEMPORARY
+from holdfast.tiers.posix.translate import translated
 from holdfast.units import format_bytes, format_seconds
 
 ARENA, TEMPORARY_FILES, IMAGES = "arena", "temporary-files", "orphan-images"
+_RECYCLABLE = "-old-"
+"""In the name of a deleted image's file that waits to be written over, and has the age of the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Leftover:
     count: int
     size_bytes: int
     remove: Callable[[], None]
-    """Raises: RunBusyError, AgentError, SupersededError, TierError, OSError."""
+    """Raises: RunBusyError, AgentError, SupersededError, TierError."""
     only_here: tuple[CheckpointId, ...] = ()
 
 
@@ -50,22 +53,26 @@ def leftover_arenas(found: list[arenas.Arena]) -> Iterator[Leftover]:
         )
 
 
-def stale_files(home: Path) -> Iterator[Leftover]:
-    """Unfinished uploads under a file:// tier."""
+def stale_files(home: Path, *, served: bool) -> Iterator[Leftover]:
+    """Unfinished uploads under a file:// tier. `served`: by a living agent, which may keep old files for new images."""
     paths, size_bytes = [], 0
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(home / TEMPORARY):
-            stat = entry.stat()
-            if time.time() - stat.st_mtime > ABANDONED_S:
-                paths.append(Path(entry.path))
-                size_bytes += stat.st_blocks * arenas.BLOCK_BYTES
+    with contextlib.suppress(OSError), os.scandir(home / TEMPORARY) as entries:
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False) or (served and _RECYCLABLE in entry.name):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # published meanwhile, or swept
+                stat = entry.stat()
+                if time.time() - stat.st_mtime > ABANDONED_S:
+                    paths.append(Path(entry.path))
+                    size_bytes += stat.st_blocks * arenas.BLOCK_BYTES
     if paths:
-        yield Leftover(TEMPORARY_FILES, str(home / TEMPORARY), len(paths), size_bytes, lambda: _unlink(paths))
+        yield Leftover(TEMPORARY_FILES, str(home / TEMPORARY), len(paths), size_bytes, lambda: _unlink(home, paths))
 
 
-def _unlink(paths: list[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+def _unlink(home: Path, paths: list[Path]) -> None:
+    with translated("home", None, str(home)):
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def orphan_images(run: Run) -> Iterator[Leftover]:

@@ -104,6 +104,11 @@ def settings_of(url: str) -> Settings:
     return read_config(arena) if known else config_of(url).resolve()
 
 
+def settings_of_node() -> Settings:
+    """Those that no URL changes, where no run is named: its name and its tiers mean nothing."""
+    return config_of("file:///nowhere").resolve()
+
+
 def live_agent(url: str) -> AgentClient | None:
     """A client of the agent that serves `url` on this node, None where there is none."""
     arena = arena_of(url)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from holdfast.cli.arenas import Arena, arena_of, arenas, settings_of
+from holdfast.cli.arenas import Arena, arena_of, arenas, settings_of, settings_of_node
 from holdfast.cli.arguments import json_option, url_argument, yes_option
 from holdfast.cli.health.agent import agent_findings
 from holdfast.cli.health.chosen import chosen_in_vain
@@ -23,15 +23,13 @@ from holdfast.cli.health.surroundings import read_surroundings, what_ends_with_u
 from holdfast.cli.health.versions import versions
 from holdfast.cli.output import Column, Grid, write, write_grid, write_json
 from holdfast.cli.runs import Run, name_of, open_run
-from holdfast.config import Config, Settings
+from holdfast.config import Settings
 from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.model.place import Scope
 from holdfast.tiers.posix import path_of_url
 from holdfast.units import format_bytes, parse_bytes
 
 _STYLES = {Level.OK: "", Level.WARN: "yellow", Level.BAD: "bold red"}
-_NO_RUN = "file:///nowhere"
-"""Stands for a run when none is named: only settings that no URL changes are read from it."""
 
 
 @click.command()
@@ -70,7 +68,7 @@ def doctor(  # noqa: PLR0913  one parameter per option
     """
     if (yes or discard_unsaved) and not clean:
         raise UsageError("--yes and --discard-unsaved belong to --clean", hint="say --clean, too")
-    settings = settings_of(url) if url is not None else Config.from_url(_NO_RUN).resolve()
+    settings = settings_of(url) if url is not None else settings_of_node()
     if only_settings:
         _print_settings(settings, of_run=url is not None, as_json=as_json)
         return

@@ -13,12 +13,12 @@ from pathlib import Path
 import click
 
 from holdfast.cli.agents import Seen, read_page, see, see_all
+from holdfast.cli.arenas import settings_of_node
 from holdfast.cli.arguments import json_option, url_argument
 from holdfast.cli.keys import key_within, single_keys
 from holdfast.cli.output import Line, Part, console, note, renderable, write, write_json, write_parts
 from holdfast.cli.runs import name_of
 from holdfast.cli.standing import parts_of
-from holdfast.config import Config
 from holdfast.errors import HoldfastError, UsageError
 
 _WATCH_S = 1.0
@@ -64,7 +64,7 @@ def status(url: str | None, watch_s: float | None, once: bool, page: Path | None
 def _looker(url: str | None) -> Callable[[], Sequence[Seen]]:
     if url is not None:
         return lambda: [see(url)]
-    arena_dir = Config.from_url("file:///none").resolve().arena_dir
+    arena_dir = settings_of_node().arena_dir
     return lambda: see_all(arena_dir)
 
 

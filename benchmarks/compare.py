@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BookError as e:
             console.print(str(e), style="red", markup=False)
             return 2
+    if not args.json.exists():
+        console.print("no state is measured with what was asked for; --help lists columns and peers", style="red")
+        return 2
     record = json.loads(args.json.read_text())
     if args.markdown:
         print("\n".join(markdown(record)))

@@ -1,4 +1,6 @@
-"""Run the benchmarks: `python benchmarks/run.py` (about 25 minutes), `--quick` to see that they run.
+"""The floors: Holdfast beside what the hardware allows. `make bench-floors`, or `python benchmarks/run.py --only NAME`.
+
+All of it takes about 25 minutes; `--quick` shows that it runs.
 
 Docs: docs/benchmarks.md.
 """
@@ -16,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # so that `make bench` can name the file and everything else the package
+sys.path[0] = str(ROOT)  # so that the file can be named, and everything else is the package
 
 from benchmarks import record, report  # noqa: E402
 from benchmarks.cases import first, loading, memory, saving, worst_step  # noqa: E402

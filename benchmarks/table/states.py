@@ -159,7 +159,7 @@ def _sharded(quick: bool, seed: int) -> dict[str, Any]:
 
 STATES = {
     "transformer": StateSpec("a transformer, 2.06 GB in 592 tensors, one process", 1, _transformer, 3),
-    "tensors": StateSpec("a module of 20,000 parameters of 2 KB, one process", 1, _many, 3),
+    "tensors": StateSpec("a module of 20,000 parameters, 2 KB on average, one process", 1, _many, 3),
     "fsdp2": StateSpec("a transformer, 1 GB, sharded by FSDP2 on 2 ranks", 2, _sharded, 3),
     "ddp": StateSpec("a transformer, 0.5 GB, replicated by DDP on 4 ranks", 4, _replicated, 2),
 }

@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PIECE = ("--quick", "--state", "tensors", "--only", "save/dcp-thread-best")
 
 
-def run(record: Path, *arguments: str) -> str:
+def run(record: Path, *arguments: str, code: int = 0) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), *arguments, "--json", str(record)]
     done = subprocess.run(
         [*command, "--on", str(record.parent)], capture_output=True, text=True, timeout=110, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 
@@ -34,3 +34,9 @@ def test_a_piece_is_measured_once_and_shown_from_its_record(tmp_path, place):
     assert run(record, "--show", "--markdown").count("\n| ") >= 2
     assert not list(place.arena_dir.iterdir())
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".html", ".json", ".log"]
+
+
+def test_a_way_that_no_state_asked_for_is_measured_with_is_said_to_be_none(tmp_path):
+    record = tmp_path / "table.json"
+    assert "no state is measured with" in run(record, "--quick", "--state", "fsdp2", "--only", "orbax", code=2)
+    assert not record.exists()

@@ -6,11 +6,12 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 
+from holdfast.agent.plots import bandwidth
 from holdfast.cli.agents import NONE, Seen
 from holdfast.cli.output import Column, Grid, Line, Part, counted
 from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.spawn import LOG
-from holdfast.wire.status import BAD, WARN, Flush, History, Slot, Status, Tier
+from holdfast.wire.status import BAD, WARN, History, Slot, Status, Tier
 
 STYLES = {BAD: "bold red", WARN: "bold yellow", "ok": "bold green"}
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -109,7 +110,7 @@ def _tiers(status: Status, history: History) -> Grid:
     for tier in status.tiers:
         flushes = [f for f in history.flushes.get(tier.name, []) if not f.error]
         words, style = _standing(tier)
-        rate = f"{format_bytes(rate_of(flushes[-_RECENT:]))}/s" if flushes else ""
+        rate = f"{format_bytes(bandwidth(flushes[-_RECENT:]))}/s" if flushes else ""
         lag = format_seconds(tier.oldest_s) if tier.running or tier.waiting else ""
         due = tier.due.replace("every ", "")
         cells = [tier.name, words, _number(tier.newest_committed), _flushes(tier), lag, rate, due]
@@ -130,12 +131,6 @@ def _flushes(tier: Tier) -> str:
         return "none"
     parts = (f"{n} {what}" for n, what in ((tier.running, "run"), (tier.waiting, "wait")) if n)
     return ", ".join(parts)
-
-
-def rate_of(flushes: Sequence[Flush]) -> float:
-    """Bytes per second; 0 where nothing is."""
-    seconds = sum(f.seconds for f in flushes)
-    return sum(f.size_bytes for f in flushes) / seconds if seconds else 0.0
 
 
 def _ranks(status: Status, history: History) -> Grid:

@@ -40,7 +40,7 @@ def _overview(agents: Sequence[Seen]) -> Grid:
         [
             Column("RUN"),
             Column("STEP", True),
-            Column("DURABLE", True),
+            Column("COMMITTED", True),
             Column("MEMORY", True),
             Column("STANDS", fold=True),
         ]
@@ -56,8 +56,8 @@ def _row(seen: Seen) -> list[str]:
         size = format_bytes(seen.arena.size_bytes)
         return ["", "", size, "does not answer" if seen.state != NONE else "no agent"]
     steps = [t.step for t in status.trainers if t.alive]
-    durable = max((t.newest_committed for t in status.tiers), default=-1)
-    return [_number(max(steps, default=-1)), _number(durable), format_bytes(status.arena_bytes), status.headline]
+    committed = max((t.newest_committed for t in status.tiers), default=-1)
+    return [_number(max(steps, default=-1)), _number(committed), format_bytes(status.arena_bytes), status.headline]
 
 
 def _style(seen: Seen) -> str:

@@ -75,7 +75,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """Memory over many saves: `growth_bytes` from the first tenth to the last, and what is allowed."""
+    """Memory over many saves: `growth_bytes` from the second tenth to the last, and what is allowed."""
 
     key: str
     what: str

@@ -95,13 +95,16 @@ def test_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
-def test_a_reader_that_has_gone_is_answered_quietly():
-    program = "import sys; from holdfast.cli import main; sys.exit(main(['--help']))"
+@pytest.mark.parametrize(("args", "said"), [(["--help"], b""), (["doctor", "ftp://x/y", "--json"], b"no known scheme")])
+def test_a_reader_that_has_gone_is_answered_quietly(args, said):
+    program = f"import sys; from holdfast.cli import main; sys.exit(main({args!r}))"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
     _, err = process.communicate()
-    assert (process.returncode, err) == (BROKEN_PIPE, b"")
+    assert process.returncode == BROKEN_PIPE, err
+    assert said in err
+    assert err.count(b"\n") == (2 if said else 0), "a message and its hint, no traceback"
 
 
 def test_help_imports_nothing_heavy():

@@ -20,19 +20,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: that of the error's kind (docs/reference.md) when one was raised."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(args or ["--help"])
+        code = _answer(args)
         sys.stdout.flush()  # here, where a reader that has gone can still be answered quietly
         return code
-    except HoldfastError as e:
-        return _fail(e, as_json="--json" in args)
-    except click.ClickException as e:
-        return _fail(_usage(e), as_json="--json" in args)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
         # What is still buffered has no reader; without this the interpreter would complain about it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _answer(args: list[str]) -> int:
+    """The exit code; an error is told, which may meet a reader that has gone, too."""
+    try:
+        return _run(args or ["--help"])
+    except HoldfastError as e:
+        return _fail(e, as_json="--json" in args)
+    except click.ClickException as e:
+        return _fail(_usage(e), as_json="--json" in args)
 
 
 def _run(args: list[str]) -> int:

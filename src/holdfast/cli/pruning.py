@@ -127,18 +127,22 @@ def delete(run: Run, intent: Intent, bar: Bar) -> None:
 
 
 def _through_agent(run: Run, agent: AgentClient, intent: Intent, bar: Bar) -> None:
-    """Ask the owner and watch until it is done: it deletes from memory, too, and one tier after the other."""
+    """Ask the owner and watch until it is done: it deletes from memory, too, and one tier after the other.
+
+    Raises: what the agent reports meanwhile, but for errors of other steps, whose flush may fail beside it.
+    """
     seen = agent.get("/errors", ErrorList, timeout_s=_CALL_S, since=2**62).last
     agent.post("/prune", Prune(intent.ids), Ok, timeout_s=_CALL_S)
-    left = list(intent.home.deletions)
+    left, steps = list(intent.home.deletions), {None, *(d.id.step for d in intent.home.deletions)}
     deadline = time.monotonic() + run.settings.close_timeout_s
     while left:
         for deletion in [d for d in left if _is_gone(run.home, d)]:
             left.remove(deletion)
             bar.advance(deletion.size_bytes)
         news = agent.get("/errors", ErrorList, timeout_s=_CALL_S, since=seen)
-        if left and news.errors:
-            raise from_dict(news.errors[0])
+        seen = news.last
+        if left and (ours := [e for e in news.errors if e.get("step") in steps]):
+            raise from_dict(ours[0])
         if left and time.monotonic() > deadline:
             waiting = ", ".join(str(d.id) for d in left)
             raise DeadlineError(

@@ -549,6 +549,20 @@ def test_idle_ends_nothing_while_the_newest_is_durable_nowhere():
     assert world.ended[-1].free
 
 
+def test_a_flush_that_fails_after_the_idle_time_is_tried_again():
+    world = started(World(rules_of(posix=1)))
+    world.save(1)
+    world.seal()
+    world.kill_trainers()
+    world.fire(None, "idle")
+    world.fail(next(world.find(actions.Upload)))
+    assert not world.ended
+    world.fire(None, "idle")
+    world.work()
+    assert committed(world) == [(1, 1)]
+    assert world.ended == [actions.Ended("idle", None, free=True)]
+
+
 def test_trainers_that_come_back_stop_the_end():
     world = started(World(rules_of(posix=1)), 1)
     world.kill_trainers()

@@ -102,8 +102,10 @@ class Ending:
             self._end(error.to_dict())
         elif timer == IDLE and self._goal is Goal.DETACHED:
             self._idle_over = True
-            if self._secure() is not None:
-                self._tried.clear()
+            if self.insecure() is not None:
+                # Also while its flush is under way: that may fail yet, and nobody would ask again.
+                if self._secure() is not None:
+                    self._tried.clear()
                 self._p.do(actions.StartTimer(IDLE, self.idle_s))
 
     # -- after every event --------------------------------------------------------------------------------------------

@@ -487,17 +487,6 @@ def test_a_close_that_failed_is_tried_again_when_nobody_is_left_to_ask():
     assert held(world) == []
 
 
-def test_close_goes_on_when_the_tier_recovers():
-    world = started(World(rules_of(posix=1)))
-    world.save(1)
-    world.seal()
-    world.tell_run(events.CloseAsked())
-    world.fail(next(world.find(actions.Upload)))
-    world.tell_run(events.TierRecovered("posix"))
-    world.work()
-    assert world.ended[-1].free
-
-
 def test_close_does_not_wait_for_a_step_some_rank_never_saved():
     world = started(World(rules_of(posix=1), nodes=2), 1)
     world.save(2, ranks=[0])

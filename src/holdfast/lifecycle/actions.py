@@ -180,7 +180,7 @@ class Ended:
     """The run needs this agent no more: "closed", "idle" or "terminated". `free`: its memory may be given back.
 
     With an error the newest whole step is durable nowhere: after "closed" the agent stays, and another `Ended` follows
-    when it is asked again or a tier recovers; after "terminated" the memory is left to the next agent.
+    when it is asked again; after "terminated" the memory is left to the next agent.
     """
 
     reason: str

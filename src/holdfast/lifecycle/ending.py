@@ -34,7 +34,8 @@ class Goal(Enum):
 
 
 class Ending:
-    """Invariants: `Ended` is wanted once per goal, again only after `retry`; a step is promoted once per tier and try.
+    """Invariants: `Ended` is wanted once per goal, again only when that is set anew; a step is promoted once per tier
+    and try.
 
     Threads: none.
     """
@@ -88,12 +89,6 @@ class Ending:
         self._goal = goal
         self._idle_over = self._ended = self._failed = False
         self._tried.clear()
-
-    def tier_recovered(self) -> None:
-        """Try again what failed."""
-        if self._goal is not Goal.TERMINATING and (self._failed or not self._ended):
-            self._tried.clear()
-            self._ended = self._failed = False
 
     def timer_fired(self, timer: str) -> None:
         """Idle for long enough, or out of grace."""

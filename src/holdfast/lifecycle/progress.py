@@ -1,6 +1,7 @@
 """What moves a step of the run forward, and what ends it: check, commit, drop, close, delete.
 
-The parts of the run machine (images.py, durability.py, ending.py) decide by event; what they want done meets here.
+The parts of the run machine (images.py, presence.py, durability.py, ending.py) decide by event; what they want done
+meets here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The run machine: receipts, coverage, commit, drops, retention, end. Events in, actions out.
 
 One per run, at the coordinator; a new one learns everything again from the nodes (`Resend`) and the tiers
-(`TierReceipt` of what was found, `CatalogRead`). images.py, durability.py and ending.py hold its three concerns.
+(`TierReceipt` of what was found, `CatalogRead`). images.py, presence.py, durability.py and ending.py hold its concerns.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class RunMachine:
             events.TrainersBack: lambda e: ending.trainers_back(),
             events.CloseAsked: lambda e: ending.close(e.discard),
             events.TermSignal: lambda e: ending.term(e.grace_s),
-            events.TierRecovered: lambda e: ending.tier_recovered(),
             events.TimerFired: lambda e: ending.timer_fired(e.timer),
         }
 

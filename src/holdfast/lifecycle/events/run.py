@@ -105,13 +105,6 @@ class PruneFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class TierRecovered:
-    """A tier that failed works again."""
-
-    tier: str
-
-
-@dataclass(frozen=True, slots=True)
 class LoadBegun:
     """A load reads this checkpoint: retention leaves it alone. Counted."""
 
@@ -170,7 +163,6 @@ RunEvent = (
     | PruneAsked
     | PruneDone
     | PruneFailed
-    | TierRecovered
     | LoadBegun
     | LoadEnded
     | TrainersGone

@@ -70,7 +70,7 @@ class Page:
 
 
 class _Word:
-    """A named word of a page; `offset_one` words store value + 1, so that 0 means none."""
+    """A named word of a page; `optional` ones store value + 1, so that 0 means none, which reads as -1."""
 
     def __init__(self, index: int, *, optional: bool = False) -> None:
         self.index = index
@@ -105,7 +105,6 @@ class SlotPage(Page):
     owner_start = _Word(15)
     crc64nvme = _Word(16)
     capacity_bytes = _Word(17)
-    staged_ns = _Word(18)
     committed_mask = _Word(19)
     dealt_image = _Word(24)
     relies_on_step = _Word(25, optional=True)
@@ -183,7 +182,6 @@ class RunPage(Page):
     proposal_state = _Word(9)
     errors = _Word(10)
     lagging_mask = _Word(11)
-    dropped_steps = _Word(12)
     proposal_kind = _Word(13)
     save_nonce = _Word(14)
     """Of "save at S" for tiers that are due by time: never waited for, see agent/timed.py."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from holdfast.model.identity import CheckpointId
 
 _REMEMBERED = 1024
+"""Steps per place: more than an agent tells of again, as when an old one is pruned."""
 
 
 class Patience:
@@ -14,16 +15,17 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[CheckpointId, str], None] = {}
+        self._known: dict[str, dict[CheckpointId, None]] = {}
         self._in_a_row: dict[str, int] = {}
 
     def note(self, checkpoint: CheckpointId, place: str, *, failed: bool) -> None:
         """What came of a step at a place."""
-        if (checkpoint, place) in self._known:
+        known = self._known.setdefault(place, {})
+        if checkpoint in known:
             return
-        self._known[checkpoint, place] = None
-        while len(self._known) > _REMEMBERED:
-            del self._known[next(iter(self._known))]
+        known[checkpoint] = None
+        while len(known) > _REMEMBERED:
+            del known[next(iter(known))]
         self._in_a_row[place] = self._in_a_row.get(place, 0) + 1 if failed else 0
 
     def over(self, place: str, limit: int) -> bool:

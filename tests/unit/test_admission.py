@@ -1,18 +1,22 @@
 """What a new launch changes in an agent that is already there."""
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.agent.admission import Admission
 from holdfast.agent.arena import Arena
 from holdfast.agent.dealing import Dealing
+from holdfast.agent.launches import Launches
 from holdfast.config import Config, Settings, TierConfig
 from holdfast.errors import CapacityError, ConfigError
 from holdfast.lifecycle import events
 from holdfast.wire import messages
+from holdfast.wire.processes import process_start
 
 
 def settings(*urls: str, **more: Any) -> Settings:
@@ -69,6 +73,34 @@ def test_the_same_settings_are_no_news(tmp_path):
 def test_another_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="another run"):
         Told(tmp_path, settings()).bring(settings("memory:", "/data/run8"))
+
+
+def test_a_launch_whose_settings_cannot_be_used_is_in_nobodys_way(tmp_path):
+    used = settings(busy_wait_s=0.1)
+    told, launches, broken = Told(tmp_path, used), Launches(tmp_path), [True, True, False]
+    begun: list[int] = []
+
+    def reconfigure(new):
+        if broken.pop(0):
+            raise ConfigError("no such directory")
+
+    told.agent.ending, told.agent.launch_begins = False, lambda: begun.append(1)
+    dealing: Any = SimpleNamespace(undeal=lambda: None)
+    tiers: Any = SimpleNamespace(reconfigure=reconfigure)
+    admission = Admission(told.agent, told.agent.executor, told.agent.arena, tiers, launches, dealing)
+
+    def launch(name, rank):
+        me = os.getpid()
+        body = messages.Launch(name, rank, 2, me, process_start(me), messages.PROTOCOL, msgspec.to_builtins(used))
+        return asyncio.run(admission.launch(body))
+
+    for rank in range(2):
+        with pytest.raises(ConfigError, match="no such directory"):
+            launch("a" * 32, rank)
+    assert (launches.trainers, begun, told.run) == ({}, [], []), "nothing has begun, and no rank waits for the others"
+    assert launch("b" * 32, 0).trainer_page == "trainer-00000.page", "this process may try again with other settings"
+    assert (begun, told.run[-1]) == ([1], events.TrainersBack())
+    launches.close()
 
 
 def dealt(told, root, rank, image_bytes, budget_bytes):

@@ -31,7 +31,7 @@ def test_what_a_tier_lost_is_a_failure_and_what_was_pruned_is_none(state, error,
 
 def test_old_steps_that_are_told_again_do_not_end_a_row_of_failures():
     """One tier fails while another prunes an old step with every commit: what is pruned is told of again."""
-    proposed = []
+    proposed: list[int] = []
     proposals: Any = SimpleNamespace(fail=lambda: proposed.append(1))
     failing, error = Failing(proposals), TierError("short write").to_dict()
 

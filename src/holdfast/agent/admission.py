@@ -23,7 +23,7 @@ _BUSY_POLL_S = 0.05
 
 
 class Admission:
-    """Invariant: one launch at a time.
+    """Invariant: one launch at a time; one whose settings cannot be used leaves nothing behind.
 
     Threads: the agent's event loop.
     """
@@ -42,7 +42,8 @@ class Admission:
     async def launch(self, body: messages.Launch) -> messages.LaunchAnswer:
         """Admit one rank of a launch, waiting a moment for processes of the launch before.
 
-        Raises: RunBusyError; AgentError while it ends; ConfigError when trainer and agent speak different protocols.
+        Raises: RunBusyError; AgentError while it ends; ConfigError when trainer and agent speak different protocols, or
+            when the settings cannot be used; TierError.
         """
         if body.protocol != messages.PROTOCOL:
             raise ConfigError(
@@ -57,13 +58,18 @@ class Admission:
             if self._host.ending:
                 raise AgentError("this agent is ending", hint="the next call starts a new one")
             if self._launches.begin(body):
-                self._begin(body)
+                try:
+                    self._begin(body)
+                except BaseException:
+                    # It would be in the way of the next, and its other ranks would be let in with settings of the last.
+                    self._launches.forget()
+                    raise
             self._host.choose_cores()
         return messages.LaunchAnswer(self._launches.trainers[body.rank].file.path.name, "run.page", os.getpid())
 
     def _begin(self, body: messages.Launch) -> None:
-        self._host.launch_begins()
         self._reconfigure(msgspec.convert(body.settings, Settings))
+        self._host.launch_begins()
         self._dealing.undeal()
         self._host.trainers_here = True
         self._executor.tell_run(events.TrainersBack())

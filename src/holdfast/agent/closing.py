@@ -50,14 +50,13 @@ class Closing:
         if reason == "terminated" or (error is None and reason != "closed"):
             self._host.leave()
         elif error is None:
-            self._host.later(self._leave_when_detached())
+            self._host.later(self._leave_when_detached(self._end))
         elif not self._launches.anyone_alive:
             # Nobody waits for an answer any more: go on as when trainers go without a word.
             self._executor.tell_run(events.TrainersGone())
 
-    async def _leave_when_detached(self) -> None:
+    async def _leave_when_detached(self, end: tuple[str, events.Error | None]) -> None:
         """Every rank must hear the answer first: they let go of their attachment when they have."""
-        end = self._end
         for _ in range(round(_LINGER_S / _POLL_S)):
             if not any(t.attached for t in self._launches.trainers.values()):
                 break

@@ -16,6 +16,7 @@ from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store import attempts
 from holdfast.tiers.contract import ABANDONED_S
+from holdfast.tiers.wrappers import Retry
 
 
 @pytest.fixture
@@ -83,6 +84,34 @@ def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
         shelf.tiers.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
     assert shelf.tiers["posix"] is before
     assert shelf.tiers.authority is before
+
+
+def with_another(tmp_path, other, **more):
+    """Settings of the same run with one more tier."""
+    tiers = (TierConfig("memory:"), TierConfig(str(tmp_path / "home")), TierConfig(str(tmp_path / other)))
+    return Config(tiers=tiers, **more).resolve({})
+
+
+def test_a_directory_that_was_replaced_is_opened_anew_though_another_tier_failed_first(shelves, tmp_path):
+    shelf = shelves("arena")
+    (tmp_path / "home").rename(tmp_path / "old")
+    (tmp_path / "home").mkdir()
+    with pytest.raises(ConfigError):
+        shelf.tiers.reconfigure(with_another(tmp_path, "no/such/parent"))
+    shelf.tiers.reconfigure(with_another(tmp_path, "other"))
+    shelf.tiers["posix"].put("attempts/00000001", memoryview(b"here"))
+    assert (tmp_path / "home/attempts/00000001").read_bytes() == b"here"
+
+
+def test_tiers_that_stay_open_get_the_patience_of_the_new_launch(shelves, tmp_path):
+    shelf = shelves("arena")
+    before = shelf.tiers["posix"]
+    shelf.tiers.reconfigure(with_another(tmp_path, "other", retry_s=7.0))
+    assert shelf.tiers["posix"] is before
+    for name in ("posix", "posix-2"):
+        tier = shelf.tiers[name]
+        assert isinstance(tier, Retry)
+        assert tier.policy.deadline_s == 7.0
 
 
 def test_what_cannot_be_loaded_does_not_stand(shelves, tmp_path):

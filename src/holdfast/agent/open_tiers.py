@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ class OpenTiers:
 
         Raises: ConfigError, TierError.
         """
-        opened: dict[TierRule, Tier] = {}
+        opened: dict[TierRule, Throttle] = {}
         try:
             for rule in settings.beyond_memory:
                 if self._urls.get(rule.name) != rule.url or self._was_replaced(rule.name):
@@ -74,8 +74,8 @@ class OpenTiers:
                 tier.close()
             raise
         for rule, tier in opened.items():
-            self._install(rule, tier)
-        self._limit(settings.tiers)
+            self._install(rule, Retry(self._named(rule, tier), _patience(settings)))
+        self._adjust(settings)
         self.settings = settings
 
     def _was_replaced(self, tier: str) -> bool:
@@ -85,35 +85,39 @@ class OpenTiers:
         except OSError:  # sick, not replaced: that is for the calls that use it
             return False
 
-    def _open(self, rule: TierRule) -> Tier:
-        return Retry(self._open_once(rule), self._patience)
-
-    @property
-    def _patience(self) -> RetryPolicy:
-        return RetryPolicy(deadline_s=self.settings.retry_s)
-
-    def _open_once(self, rule: TierRule) -> Tier:
+    def _open(self, rule: TierRule) -> Throttle:
+        """Not inside of retries, but to be: what is sent again takes bandwidth again."""
         tier = open_tier(rule.url, name=rule.name, scope=rule.scope, owner=self._name)
-        if isinstance(tier, PosixTier):
-            self._disks[rule.name] = tier
-        # Inside of the retries: what is sent again takes bandwidth again.
-        limited = self._limited[rule.name] = Throttle(tier, write_bytes_per_s=rule.max_bytes_per_s)
-        return limited
+        return Throttle(tier, write_bytes_per_s=rule.max_bytes_per_s)
 
-    def _limit(self, rules: Collection[TierRule]) -> None:
-        """Tiers that stay open get the limits they have now."""
-        for rule in rules:
+    def _named(self, rule: TierRule, tier: Throttle) -> Throttle:
+        """The same, which is the tier of that name from now on."""
+        self._limited[rule.name] = tier
+        if isinstance(tier.inner, PosixTier):
+            self._disks[rule.name] = tier.inner
+        return tier
+
+    def _adjust(self, settings: Settings) -> None:
+        """Tiers that stay open get the limits and the patience they have now."""
+        for rule in settings.tiers:
             if rule.name in self._limited:
                 self._limited[rule.name].limit_writes(rule.max_bytes_per_s)
+        for tier in self._tiers.values():
+            if isinstance(tier, Retry):
+                tier.policy = _patience(settings)
 
     def _open_or_later(self, rule: TierRule) -> Tier:
         """An agent that follows one that died keeps and loads memory, whatever became of a tier meanwhile."""
+
+        def opened() -> Throttle:
+            return self._named(rule, self._open(rule))
+
         try:
-            return self._open(rule)
+            return Retry(opened(), _patience(self.settings))
         except HoldfastError as e:
             log.error("tier %s is not used until it can be opened: %s", rule.name, e.message)
             # Opening is tried again like any other call, else a flush that begins at once fails for good.
-            return LateTier(rule.name, rule.scope, lambda: self._open_once(rule), self._patience)
+            return LateTier(rule.name, rule.scope, opened, _patience(self.settings))
 
     def _install(self, rule: TierRule, tier: Tier) -> None:
         if rule.name in self._tiers:
@@ -224,6 +228,10 @@ class OpenTiers:
             patience.close()
         for tier in (*self._tiers.values(), *self._left):
             tier.close()
+
+
+def _patience(settings: Settings) -> RetryPolicy:
+    return RetryPolicy(deadline_s=settings.retry_s)
 
 
 def _arena_id(arena: Path) -> str:

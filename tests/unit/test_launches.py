@@ -1,5 +1,6 @@
 """Who is attached: ranks that closed, ranks that left, and what a new agent makes of their pages."""
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -70,6 +71,20 @@ def test_a_rank_that_closed_and_let_go_did_not_leave(launches):
         trainer.closed = True
         trainer.page.let_go = LetGo.CLOSED
     assert (launches.left, launches.open, launches.all_closed) == ([], [], True)
+
+
+def test_an_attachment_of_the_launch_before_that_ends_late_says_nothing_of_this_one(launches):
+    before, after = contextlib.ExitStack(), contextlib.ExitStack()
+    before.enter_context(launches.attachment(0))
+    assert launches.trainers[0].attached
+    for trainer in launches.trainers.values():
+        trainer.page.let_go = LetGo.LEFT
+    again = admit(launches, 0, os.getpid(), launch="f" * 32)
+    after.enter_context(launches.attachment(0))
+    before.close()
+    assert again.attached
+    after.close()
+    assert not again.attached
 
 
 def test_a_new_agent_knows_how_the_ranks_before_it_went(launches, other, tmp_path):

@@ -272,11 +272,6 @@ class Agent:
         self.ownership.maybe_superseded(error)
 
     # -- answers ------------------------------------------------------------------------------------------------------
-    def attached(self, rank: int, *, here: bool) -> None:
-        """A rank's attachment opened or ended."""
-        if rank in self.launches.trainers:
-            self.launches.trainers[rank].attached = here
-
     def view(self) -> AgentView:
         """Everything, for status, metrics and page."""
         return self.looking.view(self.reports.kept())

@@ -6,6 +6,8 @@ exists on the node; sockets are not asked, since torchrun restarts faster than t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ class Trainer:
     rank: int
     file: MappedFile
     page: TrainerPage
-    attached: bool = False
+    attachments: int = 0
     closed: bool = False
     discard: bool = False
 
@@ -31,6 +33,11 @@ class Trainer:
     def alive(self) -> bool:
         """Whether its process exists and has not let go."""
         return not self.page.let_go and process_alive(self.page.pid, self.page.start)
+
+    @property
+    def attached(self) -> bool:
+        """Whether its connection is open."""
+        return self.attachments > 0
 
 
 class Launches:
@@ -112,6 +119,18 @@ class Launches:
         page.rank, page.world_size = launch.rank, launch.world_size
         page.current_step = page.given_up_step = page.waiting_step = -1
         self.trainers[launch.rank] = Trainer(launch.rank, file, page)
+
+    @contextlib.contextmanager
+    def attachment(self, rank: int) -> Iterator[None]:
+        """While a connection of a rank is open. One of the launch before may end late: it says nothing of this one."""
+        trainer = self.trainers.get(rank)
+        if trainer is not None:
+            trainer.attachments += 1
+        try:
+            yield
+        finally:
+            if trainer is not None:
+                trainer.attachments -= 1
 
     @property
     def complete(self) -> bool:

@@ -85,12 +85,9 @@ class Server:
         rank = _needed(_int(request, "rank"), request, "rank")
         response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": "holdfast"})
         await response.prepare(request)
-        self._agent.attached(rank, here=True)
-        try:
+        with self._agent.launches.attachment(rank):
             while request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(_ATTACH_POLL_S)
-        finally:
-            self._agent.attached(rank, here=False)
         return response
 
     async def loadable(self, request: web.Request) -> web.Response:

@@ -29,7 +29,7 @@ class Executor:
     """Notes pins and loads instead of telling the machines; `in_slots` is what memory holds."""
 
     def __init__(self):
-        self.node = SimpleNamespace(slots=list)
+        self.node = SimpleNamespace(slots=list, checking=False)
         self.durable: set[CheckpointId] = set()
         self.run = SimpleNamespace(steps=list, committed=lambda tier: self.durable)
         self.in_slots: dict[int, ImageRecord] = {}

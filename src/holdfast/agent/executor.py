@@ -166,8 +166,7 @@ class Executor:
 
     def held(self) -> dict[int, ImageRecord]:
         """Slots whose image is proven, with its record."""
-        views = self.node.slots()
-        return {v.slot: v.record for v in views if v.state == "held" and v.record is not None}
+        return self.node.held()
 
     def whole(self) -> set[CheckpointId]:
         """Checkpoints that memory holds completely and proven."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from holdfast.agent.arena import Arena, Slot
+from holdfast.agent.arena import Arena
 from holdfast.agent.executor import Executor
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.host import Host
@@ -82,38 +82,35 @@ class Loading:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while self._checking() and loop.time() < began + self._host.settings.load_timeout_s:
+        while self._executor.node.checking and loop.time() < began + self._host.settings.load_timeout_s:
             await asyncio.sleep(_SETTLE_POLL_S)
         while self._forming(checkpoint) and loop.time() < began + _FORMING_WAIT_S:
             await asyncio.sleep(_SETTLE_POLL_S)
-
-    def _checking(self) -> bool:
-        return any(v.state in ("sealing", "verifying") for v in self._executor.node.slots())
 
     def _forming(self, checkpoint: CheckpointId | None) -> bool:
         steps = self._executor.run.steps()
         return any(s.memory == "staged" and checkpoint in (None, s.checkpoint) for s in steps)
 
-    def _in_memory(self) -> dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]]:
-        """Whole checkpoints in this node's slots."""
-        held = {v.record.id: v for v in self._executor.node.slots() if v.state == "held" and v.record and v.header}
-        found: dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]] = {}
-        for view in held.values():
-            assert view.record is not None
-            assert view.header is not None
-            parts = (held[i] for i in (view.record.id, *view.header.relies_on) if i in held)
-            of = found.setdefault(view.record.id.checkpoint, {})
-            of.update({p.record.id: (self._arena.slots[p.slot], p.record) for p in parts if p.record is not None})
-        return {c: images for c, images in found.items() if c in self._executor.whole()}
+    def _in_memory(self) -> dict[CheckpointId, dict[ImageId, ImageRecord]]:
+        """Whole checkpoints in this node's slots, with what they rely on."""
+        held, whole = self._executor.held(), self._executor.whole()
+        records = {r.id: r for r in held.values()}
+        found: dict[CheckpointId, dict[ImageId, ImageRecord]] = {}
+        for view in self._executor.node.slots():
+            header = view.header
+            if view.slot in held and header is not None and header.id.checkpoint in whole:
+                parts = (i for i in (header.id, *header.relies_on) if i in records)
+                found.setdefault(header.id.checkpoint, {}).update({i: records[i] for i in parts})
+        return found
 
     async def _candidate(
         self,
         checkpoint: CheckpointId,
-        memory: dict[CheckpointId, dict[ImageId, tuple[Slot, ImageRecord]]],
+        memory: dict[CheckpointId, dict[ImageId, ImageRecord]],
         tiers: list[str],
     ) -> _Candidate:
         if checkpoint in memory:
-            return _Candidate(checkpoint, {i: r for i, (_, r) in memory[checkpoint].items()}, tiers)
+            return _Candidate(checkpoint, memory[checkpoint], tiers)
         errors: list[str] = []
         for tier in tiers:
             try:

@@ -11,6 +11,7 @@ from holdfast.errors import SupersededError, TierUnavailableError
 from holdfast.model.identity import CheckpointId, Lineage
 from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.wrappers.faults import Fault, Faults, Raise
+from holdfast.wire.spawn import coordinator_at, coordinator_socket
 
 
 def tier(name):
@@ -138,3 +139,9 @@ def test_steps_are_listed_though_it_is_not_known_which_attempt_counts(shelf):
     assert isinstance(view.unknown, TierUnavailableError)
     assert not view.empty
     assert (view.committed, view.abandoned) == ({}, set())
+
+
+def test_a_claim_names_the_socket_of_its_agent_to_this_machine_only(tmp_path):
+    assert coordinator_socket(coordinator_at(tmp_path)) == tmp_path / "agent.sock"
+    for other in ("", "here", "10.0.0.1:4711", f"another-boot:{tmp_path}/agent.sock"):
+        assert coordinator_socket(other) is None

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.open_tiers import OpenTiers
@@ -17,6 +16,8 @@ from holdfast.store import attempts
 from holdfast.tiers import same_place
 from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
+from holdfast.wire.spawn import coordinator_socket
+from holdfast.wire.status import Status
 
 _ASK_S = 5.0
 
@@ -90,10 +91,10 @@ class Claiming:
         newest = max(found.records, key=lambda a: a.attempt, default=None)
         if newest is None or not newest.coordinator or newest.coordinator == own_coordinator:
             return
-        boot, _, path = newest.coordinator.partition(":")
-        if boot != own_coordinator.partition(":")[0] or not os.path.exists(path):
+        path = coordinator_socket(newest.coordinator)
+        if path is None or not os.path.exists(path):
             return
-        attached = _attached_at(Path(path), self._tiers.settings.home)
+        attached = _attached_at(path, self._tiers.settings.home)
         if attached:
             raise RunBusyError(
                 f"attempt {newest.attempt} of this run is coordinated at {path}, where {attached}",
@@ -107,12 +108,12 @@ def _attached_at(socket_path: Path, home: str) -> str:
     One of another home leads a run that this one was copied from.
     """
     try:
-        status: dict[str, Any] = AgentClient(socket_path).get("/status", dict, timeout_s=_ASK_S)
+        status = AgentClient(socket_path).get("/status", Status, timeout_s=_ASK_S)
     except AgentError:
         return ""
     except HoldfastError as e:
         return e.message  # it lives and does not say: perhaps somebody trains
-    if not same_place(status["home"], home):
+    if not same_place(status.home, home):
         return ""
-    pids = [str(t["pid"]) for t in status.get("trainers", ()) if t["alive"]]
+    pids = [str(t.pid) for t in status.trainers if t.alive]
     return f"process {', '.join(pids)} trains" if pids else ""

@@ -19,6 +19,7 @@ from holdfast.store import catalog as catalogs
 from holdfast.tiers import PosixTier, open_tier
 from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry, RetryPolicy, Throttle
+from holdfast.wire.processes import boot_id
 
 log = logging.getLogger("holdfast.agent")
 
@@ -236,5 +237,4 @@ def _patience(settings: Settings) -> RetryPolicy:
 
 def _arena_id(arena: Path) -> str:
     """Tells arenas apart, on one node and on several. Two containers may have a path in common, not its file system."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return hashlib.sha256(f"{boot}:{arena.stat().st_dev}:{arena}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{boot_id()}:{arena.stat().st_dev}:{arena}".encode()).hexdigest()[:12]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast.agent.arena import Arena
@@ -19,6 +18,7 @@ from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import Catalog
 from holdfast.wire import messages
 from holdfast.wire.pages import RunPage
+from holdfast.wire.spawn import coordinator_at
 
 log = logging.getLogger("holdfast.agent")
 
@@ -43,9 +43,8 @@ class Ownership:
 
     @property
     def coordinator(self) -> str:
-        """Where another launch can ask whether this one lives: boot id and socket of this node."""
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{self._arena.root / 'agent.sock'}"
+        """Where another launch can ask whether this one lives."""
+        return coordinator_at(self._arena.root)
 
     async def find_again(self) -> None:
         """What the run page says we own, if no later attempt was claimed elsewhere.

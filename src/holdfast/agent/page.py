@@ -11,6 +11,7 @@ from typing import Any
 from holdfast.agent.plots import arena_map, bandwidth, flush_plot, stall_plot, state_pill
 from holdfast.report.page import Card, Page, block, blocks, callout, cards, facts, listing, paragraph, table
 from holdfast.units import format_bytes, format_seconds
+from holdfast.wire.spawn import SOCKET
 from holdfast.wire.status import BAD, OK, WARN, History, Problem, Status, Step, Tier
 
 REFRESH_S = 5
@@ -49,7 +50,7 @@ _LOOK = "The page loads itself again every few seconds while it is served; a cop
 
 
 def _commands(status: Status) -> str:
-    sock = f"{status.arena}/agent.sock"
+    sock = f"{status.arena}/{SOCKET}"
     return (
         f"holdfast status {status.home}\n"
         f"ssh -N -L 8080:{sock} {socket.gethostname()}    # then open http://localhost:8080/\n"

@@ -15,7 +15,7 @@ import msgspec
 from holdfast.config import Settings
 from holdfast.errors import AgentError, ConfigError, DeadlineError
 from holdfast.wire.client import AgentClient, connect
-from holdfast.wire.processes import process_alive, process_start
+from holdfast.wire.processes import boot_id, process_alive, process_start
 
 SOCKET, LOG, CONFIG, LOCK, STARTING = "agent.sock", "agent.log", "config.json", "agent.lock", "agent.starting"
 _POLL_S = 0.02
@@ -71,6 +71,17 @@ def starts(arena: Path) -> bool:
 def served(arena: Path) -> None:
     """An agent serves: whoever misses it from now on may start the next one at once, even while it ends."""
     (arena / STARTING).unlink(missing_ok=True)
+
+
+def coordinator_at(arena: Path) -> str:
+    """Where another launch can ask whether the agent of this arena lives, as claims have it: boot id and socket."""
+    return f"{boot_id()}:{arena / SOCKET}"
+
+
+def coordinator_socket(coordinator: str) -> Path | None:
+    """The socket a claim names; None when it names none, or one of another machine or of a boot before."""
+    boot, _, path = coordinator.partition(":")
+    return Path(path) if path and boot == boot_id() else None
 
 
 def check_socket_path(arena: Path) -> None:

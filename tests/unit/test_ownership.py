@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit import store_fixtures as store
 
-from holdfast.agent import open_tiers
+from holdfast.agent import claiming, open_tiers
 from holdfast.agent.ownership import Ownership
 from holdfast.agent.repairing import Repairing
 from holdfast.agent.shelf import Shelf
@@ -119,6 +119,7 @@ def agent(tmp_path, monkeypatch):
     monkeypatch.setattr(open_tiers, "_LEAST_LOOK_S", LOOK_S)
     monkeypatch.setattr(open_tiers, "_LOOKS_PER_START", 1000)
     monkeypatch.setattr(open_tiers, "_LOOKS_PER_LOAD", 10_000)
+    monkeypatch.setattr(claiming, "_LOOKS_PER_CALL", 1000)
     paths = {name: tmp_path / name for name in ("home", "cold", "far")}
     made = Agent(tmp_path, [TierConfig(str(path), name=name) for name, path in paths.items()])
     yield made
@@ -164,6 +165,18 @@ def test_claims_lose_no_threads_to_a_tier_that_hangs(agent):
         agent.hangs.set()
         await agent.idle()
         assert agent.executor.run.told
+
+    asyncio.run(story())
+
+
+def test_a_claim_has_no_more_patience_with_a_tier_that_hangs_than_its_trainer(agent, monkeypatch):
+    monkeypatch.setattr(open_tiers, "_LOOKS_PER_LOAD", 1)
+
+    async def story():
+        agent.hang("cold", "list", times=None)
+        assert await asyncio.wait_for(agent.claim(), LONG_S / 2) == 1
+        agent.hangs.set()
+        await agent.idle()
 
     asyncio.run(story())
 

@@ -20,6 +20,8 @@ from holdfast.wire.spawn import coordinator_socket
 from holdfast.wire.status import Status
 
 _ASK_S = 5.0
+_LOOKS_PER_CALL = 3
+"""A trainer waits for a claim as for any call: a tier that hangs may take so small a part of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,11 @@ class Claiming:
         """Claim the next attempt. Raises: see store.attempts.claim; SupersededError: see `Claims.check`."""
         others = self._tiers.besides_home
         self.claims.check(self._tiers.authority)
+        limit_s = self._tiers.settings.call_timeout_s / _LOOKS_PER_CALL
         standing: set[CheckpointId] = set()
         for name, _ in self._tiers.shelved():
             with contextlib.suppress(HoldfastError):
-                found = self._tiers.look_at(name)
+                found = self._tiers.look_at(name, limit_s)
                 seen = max(seen, found.highest_attempt)
                 standing.update(e.id for e in found if e.loadable)
         claimed = attempts.claim(

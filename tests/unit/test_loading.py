@@ -11,12 +11,14 @@ from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.contents import View
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.loading import Loading
+from holdfast.agent.readers import Readers
 from holdfast.config import Config
-from holdfast.errors import LoadError
+from holdfast.errors import CapacityError, LoadError
 from holdfast.lifecycle import events
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageRecord
 from holdfast.wire import messages
+from holdfast.wire.pages import SlotState
 
 OLD, NEW = CheckpointId(1, 10), CheckpointId(1, 20)
 
@@ -129,6 +131,24 @@ def test_a_rank_that_takes_an_older_step_lets_go_of_the_newer_and_holds_off_its_
     loads.forget()
     assert +executor.pins == Counter()
     assert +executor.loads == Counter()
+
+
+def test_older_memory_yields_to_a_fetch_that_finds_no_room(executor):
+    told: list[Any] = []
+
+    def take_loose(size_bytes):
+        if not told:
+            raise CapacityError("every slot is in use")
+        return slot
+
+    slot = SimpleNamespace(ready=True, page=SimpleNamespace(generation=1, state=SlotState.FREE))
+    arena: Any = SimpleNamespace(take_loose=take_loose, find=lambda *states: iter(()))
+    executor.tell_node = told.append
+    nobody: Any = None
+    room = Fetching(nobody, executor, arena, nobody, Readers(executor), nobody)._room(4096)
+    assert asyncio.run(room) is slot
+    assert told == [events.RoomWanted()]
+    assert slot.page.state == SlotState.FILLING
 
 
 # What a launch stands on ----------------------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ class Fetching:
                 if loop.time() > deadline:
                     raise
                 if not self._borrow(size_bytes):
+                    self._executor.tell_node(events.RoomWanted())
                     await asyncio.sleep(_ROOM_POLL_S)
         slot.page.owner_pid, slot.page.owner_start = self._process
         slot.page.generation += 1

@@ -206,12 +206,17 @@ class Arena:
         """Free the memory: the run is over on this node."""
         for slot in list(self.slots.values()):
             self.remove(slot)
-        # The lock goes last: until then no successor can move in and lose its files to us.
-        for path in sorted(self.root.iterdir(), key=lambda p: p.suffix == ".lock"):
-            path.unlink(missing_ok=True)
-        for directory in (self.root, self.root.parent):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        remove_files(self.root)
+
+
+def remove_files(root: Path) -> None:
+    """Free an arena's memory as soon as nobody maps it, and remove its directory."""
+    # The lock goes last: until then no successor can move in and lose its files to us.
+    for path in sorted(root.iterdir(), key=lambda p: p.suffix == ".lock"):
+        path.unlink(missing_ok=True)
+    for directory in (root, root.parent):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _lacking_bytes(slot: Slot) -> int:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from holdfast.agent.agent import Agent
+from holdfast.agent.arena import remove_files
 from holdfast.agent.server import Server
+from holdfast.config import Settings
 from holdfast.errors import HoldfastError
 from holdfast.wire.spawn import LOCK, SOCKET, answers, read_config, served
 
@@ -39,7 +41,7 @@ def run(arena: Path) -> int:
             settings = read_config(arena)
             with contextlib.suppress(OSError):
                 os.nice(settings.agent_nice)
-            return asyncio.run(_serve(arena))
+            return asyncio.run(_serve(arena, settings))
         except HoldfastError as e:
             log.error("%s: %s", e.kind, e)
             return e.exit_code
@@ -78,8 +80,8 @@ def _try_lock(arena: Path) -> int | None:
     return None
 
 
-async def _serve(arena: Path) -> int:
-    agent = Agent(arena, read_config(arena))
+async def _serve(arena: Path, settings: Settings) -> int:
+    agent = Agent(arena, settings)
     loop = asyncio.get_running_loop()
     runner = None
     try:
@@ -123,15 +125,6 @@ def _give_up(agent: Agent) -> None:
     faulthandler.dump_traceback(all_threads=True)
     try:
         if agent.closing.free_memory:
-            _remove(agent.root)
+            remove_files(agent.root)  # not unmapped: threads still look into it
     finally:
         os._exit(0)
-
-
-def _remove(arena: Path) -> None:
-    """Free the memory without unmapping it: threads still look into it. The lock goes last, as ever."""
-    for path in sorted(arena.iterdir(), key=lambda p: p.suffix == ".lock"):
-        path.unlink(missing_ok=True)
-    for directory in (arena, arena.parent):
-        with contextlib.suppress(OSError):
-            directory.rmdir()

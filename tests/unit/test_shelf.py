@@ -1,12 +1,16 @@
 """The agent's tiers: whose unfinished uploads are swept, and what a launch with other settings changes."""
 
+import asyncio
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.unit import store_fixtures as store
 from tests.unit.store_fixtures import make_image, put_image
 
+from holdfast.agent.answers import Answers
 from holdfast.agent.shelf import Shelf
 from holdfast.agent.status import step_infos
 from holdfast.config import Config, TierConfig
@@ -16,7 +20,7 @@ from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store import attempts
 from holdfast.tiers.contract import ABANDONED_S
-from holdfast.tiers.wrappers import Retry
+from holdfast.tiers.wrappers import Fault, Faults, Raise, Retry
 
 
 @pytest.fixture
@@ -145,6 +149,28 @@ def test_a_step_tells_on_which_tier_it_is_damaged(tmp_path):
     shelf.close()
     assert info.tiers == ["far"]
     assert info.problem.startswith("near: ")
+
+
+def test_a_step_is_not_said_to_be_lost_while_a_tier_cannot_be_looked_at(shelves):
+    async def in_thread(work, *args):
+        return work(*args)
+
+    shelf = shelves("arena")
+    store.begin(shelf.tiers["posix"])
+    store.save(shelf.tiers["posix"], 1, 10)
+    host: Any = SimpleNamespace(in_thread=in_thread)
+    executor: Any = SimpleNamespace(run=SimpleNamespace(status=lambda checkpoint: None))
+    arena: Any = SimpleNamespace(find=lambda *states: iter(()))
+    answers = Answers(host, executor, arena, shelf.contents)
+
+    def status(step):
+        return asyncio.run(answers.save_status(CheckpointId(1, step), targets=[], wait_s=0.0)).memory
+
+    assert (status(10), status(11)) == ("gone", "lost")
+    away = Fault("list", Raise(TierUnavailableError("does not answer")), times=None)
+    shelf.tiers._tiers["posix"] = Faults(shelf.tiers["posix"], away)
+    with pytest.raises(TierUnavailableError, match="does not answer"):
+        status(10)
 
 
 def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(tmp_path):

@@ -45,14 +45,21 @@ class Answers:
                     await asyncio.wait_for(self._changed.wait(), min(left_s, 1.0))
 
     async def _save_status(self, checkpoint: CheckpointId) -> messages.SaveStatus:
-        """From the run machine, else from the slots not yet told, else from what is committed."""
+        """From the run machine, else from the slots not yet told, else from what is committed.
+
+        Raises: TierError when a tier that may have the step cannot be looked at: it is not lost for that.
+        """
         known = self._executor.run.status(checkpoint)
         if known is not None:
             return save_status(known)
         occupied = self._arena.find(SlotState.FILLING, SlotState.STAGED, SlotState.HELD)
         if any((s.page.attempt, s.page.step) == (checkpoint.attempt, checkpoint.step) for s in occupied):
             return messages.SaveStatus("staged", {})  # since the last poll
-        return save_status_by_tiers(await self._host.in_thread(self._contents.view), checkpoint)
+        view = await self._host.in_thread(self._contents.view)
+        status = save_status_by_tiers(view, checkpoint)
+        if status.memory == "lost" and view.unread:
+            raise view.unread[0]
+        return status
 
     async def step_infos(self) -> list[messages.StepInfo]:
         """Every step that exists anywhere, oldest first."""

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from holdfast.agent.plots import arena_map, bandwidth, flush_plot, stall_plot, state_pill
-from holdfast.report.page import Card, Page, block, blocks, callout, cards, facts, listing, paragraph, table
+from holdfast.agent.plots import arena_map, bandwidth, flush_plot, stall_plot
+from holdfast.report.page import Card, Page, block, blocks, callout, cards, facts, listing, paragraph, pill, table
 from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.spawn import SOCKET
 from holdfast.wire.status import BAD, OK, WARN, History, Problem, Status, Step, Tier
@@ -106,7 +106,7 @@ def _tiers(status: Status, history: History) -> Iterator[str]:
             ("where", tier.url),
             *_last_error(tier, status, history.now_s),
         ]
-        yield block(tier.name, facts(rows), mark=state_pill(level, words))
+        yield block(tier.name, facts(rows), mark=pill(words, level))
 
 
 def _tier_state(tier: Tier) -> tuple[str, str]:

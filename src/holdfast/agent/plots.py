@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from holdfast.report.bars import Bar, bar_chart
-from holdfast.report.page import block, figure, pill
+from holdfast.report.page import block, figure
 from holdfast.report.svg import tag
 from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.status import Flush, Slot, Stall
@@ -120,8 +120,3 @@ def _box(slot: Slot) -> str:
 def _flush_lines(flushes: Mapping[str, str]) -> Iterator[str]:
     for tier, state in flushes.items():
         yield f"{_FLUSH_MARKS.get(state, state)} {tier}"
-
-
-def state_pill(level: str, words: str) -> str:
-    """A mark that says how a tier stands."""
-    return pill(words, level)

@@ -40,7 +40,7 @@ class Poller:
         self._polls += 1
         at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
         gone = self._newly_gone() if self._polls % _OWNER_EVERY == 0 else []
-        staged = [s for s in list(self._arena.slots.values()) if not self._look(s, rules)]
+        staged = [s for s in list(self._arena.slots.values()) if not self._look(s)]
         # An image that steps share is staged before those that rely on it, so it is told before: what stands in
         # `staged` was found before this second look.
         for slot in list(self._arena.slots.values()):
@@ -67,7 +67,7 @@ class Poller:
         self._given_up.clear()
         self._gone.clear()
 
-    def _look(self, slot: Slot, rules: tuple[TierRule, ...]) -> bool:
+    def _look(self, slot: Slot) -> bool:
         """Whether there is nothing to tell of it as staged."""
         page = slot.page
         if page.state == SlotState.STAGED:

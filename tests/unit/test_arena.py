@@ -120,6 +120,15 @@ def test_a_slot_whose_agent_died_making_it_ready_is_not_adopted(arena: Arena) ->
     successor.close()
 
 
+def test_a_slot_file_without_any_room_is_not_looked_into(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = arena.root / "slot-00007"
+    path.touch()
+    os.truncate(path, 4 * IMAGE)
+    monkeypatch.setattr("holdfast.agent.arena.MappedFile", None)
+    assert arena.adopt() == []
+    assert not path.exists()
+
+
 def test_room_counts_what_a_slot_being_made_ready_has_been_promised_once(tmp_path: Path) -> None:
     arena = Arena(tmp_path / "arena", budget_bytes=0)
     before = arena.room_bytes()

@@ -122,9 +122,7 @@ class Agent:
             self.executor.tell_run(events.TrainersGone())
 
     def _open_run_page(self) -> None:
-        path = self.root / "run.page"
-        old = path.exists() and path.stat().st_size == PAGE_BYTES
-        self._run_file = MappedFile(path, None if old else PAGE_BYTES)
+        self._run_file = MappedFile(self.root / "run.page", PAGE_BYTES)
         self.run_page = RunPage(self._run_file.buffer)
         if not self.run_page.valid:
             self.run_page.initialise()

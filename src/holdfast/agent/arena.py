@@ -77,8 +77,9 @@ class Arena:
         """
         for path in sorted(self.root.glob(f"{_SLOT}*")):
             with contextlib.suppress(ValueError):
-                if path.stat().st_size <= PAGE_BYTES:
-                    path.unlink()
+                found = path.stat()
+                if found.st_size <= PAGE_BYTES or found.st_blocks == 0:
+                    path.unlink()  # made by half: looking into one without room would kill this agent, too
                     continue
                 file = MappedFile(path)
                 slot = Slot(int(path.name.removeprefix(_SLOT)), file, SlotPage(file.buffer), ready=True)

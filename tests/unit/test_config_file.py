@@ -127,6 +127,7 @@ TIER = '[[tiers]]\nurl = "/a"\n'
         ("arena_dir = 3\n" + TIER, "arena_dir=3", "quotes"),
         (TIER + TIER, "two tiers have the URL", "of its own"),
         ('[[tiers]]\nurl = "memory:"\nkeep_for_s = 60\n' + TIER, "memory keeps by keep_last alone", "outlive"),
+        ('[[tiers]]\nurl = "memory:"\nkeep_every_steps = 9\n' + TIER, "memory keeps by keep_last alone", "outlive"),
         ("tiers = [3]", "names no tiers", "tiers"),
     ],
 )

@@ -78,10 +78,11 @@ def _check_sense(rule: TierRule) -> None:
         )
     if rule.best_mode not in ("min", "max"):
         raise ConfigError(f"best_mode={rule.best_mode!r} of tier {rule.name}", hint='best_mode is "min" or "max"')
-    if rule.is_memory and (rule.keep_for_s is not None or rule.keep_best is not None or rule.max_bytes_per_s):
+    elsewhere = ("keep_every_steps", "keep_for_s", "keep_best", "max_bytes_per_s")
+    if rule.is_memory and any(getattr(rule, what) is not None for what in elsewhere):
         raise ConfigError(
             "memory keeps by keep_last alone: its slots are counted beforehand, and nothing is flushed there",
-            hint="set keep_for_s, keep_best and max_bytes_per_s on tiers that outlive memory",
+            hint=f"set {', '.join(elsewhere)} on tiers that outlive memory",
         )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,18 @@ def test_a_directory_that_was_replaced_is_opened_anew_though_another_tier_failed
     shelf.tiers.reconfigure(with_another(tmp_path, "other"))
     shelf.tiers["posix"].put("attempts/00000001", memoryview(b"here"))
     assert (tmp_path / "home/attempts/00000001").read_bytes() == b"here"
+
+
+def test_reading_images_from_a_tier_that_hangs_takes_no_threads_of_another(shelves, tmp_path):
+    shelf = shelves("arena")
+    shelf.tiers.reconfigure(with_another(tmp_path, "other"))
+    answers = threading.Event()
+    for _ in range(8):
+        shelf.tiers.fetches("posix").submit(answers.wait, 60)
+    try:
+        assert shelf.tiers.fetches("posix-2").submit(lambda: "free").result(30) == "free"
+    finally:
+        answers.set()
 
 
 def test_tiers_that_stay_open_get_the_patience_of_the_new_launch(shelves, tmp_path):

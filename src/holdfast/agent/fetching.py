@@ -31,7 +31,7 @@ _ROOM_WAIT_S = 30.0
 class Fetching:
     """Invariants: an image is fetched at most once at a time; a copy found bad is not read again for this launch.
 
-    Threads: the agent's event loop; bytes move in the shelf's pools.
+    Threads: the agent's event loop; bytes move in the tiers' pools.
     """
 
     def __init__(
@@ -91,7 +91,11 @@ class Fetching:
             slot = await self._room(record.size_bytes)
             try:
                 header = await asyncio.get_running_loop().run_in_executor(
-                    self._shelf.fetches, self._shelf.contents.fetch, tier, record, slot.room(record.size_bytes)
+                    self._shelf.tiers.fetches(tier),
+                    self._shelf.contents.fetch,
+                    tier,
+                    record,
+                    slot.room(record.size_bytes),
                 )
             except Exception as e:
                 slot.page.state = SlotState.FREE

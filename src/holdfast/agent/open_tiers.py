@@ -49,6 +49,7 @@ class OpenTiers:
         self._limited: dict[str, Throttle] = {}
         self._parts: dict[str, ThreadPoolExecutor] = {}
         self._uploads: dict[str, ThreadPoolExecutor] = {}
+        self._fetches: dict[str, ThreadPoolExecutor] = {}
         self._acts: dict[str, ThreadPoolExecutor] = {}
         self._chores: dict[str, ThreadPoolExecutor] = {}
         self._looks: dict[str, Patience] = {}
@@ -129,6 +130,7 @@ class OpenTiers:
             threads = tier.capabilities.concurrency
             self._parts[rule.name] = ThreadPoolExecutor(threads, thread_name_prefix=f"holdfast-{rule.name}")
             self._uploads[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-up-{rule.name}")
+            self._fetches[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-fetch-{rule.name}")
             self._acts[rule.name] = ThreadPoolExecutor(2, thread_name_prefix=f"holdfast-act-{rule.name}")
             self._chores[rule.name] = ThreadPoolExecutor(1, thread_name_prefix=f"holdfast-chore-{rule.name}")
             self._looks[rule.name] = Patience(rule.name)
@@ -169,6 +171,10 @@ class OpenTiers:
     def uploads(self, tier: str) -> ThreadPoolExecutor:
         """Where flushes to a tier run."""
         return self._uploads[tier]
+
+    def fetches(self, tier: str) -> ThreadPoolExecutor:
+        """Where images are read from a tier."""
+        return self._fetches[tier]
 
     def acts(self, tier: str) -> ThreadPoolExecutor:
         """Where commits on a tier and repairs of its copies run."""
@@ -222,7 +228,7 @@ class OpenTiers:
 
     def close(self) -> None:
         """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
-        pools = self._uploads, self._parts, self._acts, self._chores
+        pools = self._uploads, self._fetches, self._parts, self._acts, self._chores
         for pool in (p for of_tiers in pools for p in of_tiers.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for patience in self._looks.values():

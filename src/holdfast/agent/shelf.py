@@ -13,15 +13,14 @@ from holdfast.agent.remaking import Remaking
 from holdfast.config import Settings
 
 _STORE_THREADS = 4
-_FETCHES = 2
 
 
 class Shelf:
     """The agent's tiers by what is done on them, and the threads for that.
 
     Attributes:
-        checks, pool, fetches, faulting: threads for proving coverage, for looking at tiers, for reading images, for
-            faulting slots; tiers have their own for the rest.
+        checks, pool, faulting: threads for proving coverage, for looking at tiers, for faulting slots; tiers have their
+            own for the rest.
     """
 
     def __init__(self, settings: Settings, arena: Path) -> None:
@@ -32,11 +31,10 @@ class Shelf:
         self.remaking = Remaking(self.tiers)
         self.checks = ThreadPoolExecutor(1, thread_name_prefix="holdfast-check")
         self.pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="holdfast-store")
-        self.fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="holdfast-fetch")
         self.faulting = ThreadPoolExecutor(1, thread_name_prefix="holdfast-fault")
 
     def close(self) -> None:
         """Wait for what is still done, then let go of the tiers; main.py sees to it that this ends."""
-        for pool in (self.pool, self.fetches, self.faulting, self.checks):
+        for pool in (self.pool, self.faulting, self.checks):
             pool.shutdown(wait=True, cancel_futures=True)
         self.tiers.close()

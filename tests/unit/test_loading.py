@@ -1,6 +1,7 @@
 """The agent's part of a load: pins are given back, whatever fails meanwhile."""
 
 import asyncio
+import threading
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -149,6 +150,50 @@ def test_older_memory_yields_to_a_fetch_that_finds_no_room(executor):
     assert asyncio.run(room) is slot
     assert told == [events.RoomWanted()]
     assert slot.page.state == SlotState.FILLING
+
+
+def test_a_fetch_that_hangs_is_not_waited_for_where_another_tier_has_a_copy(executor, monkeypatch):
+    answers, asked, rooms = threading.Event(), [], []
+
+    def fetch(tier, record, room):
+        asked.append(tier)
+        if tier == "near":
+            answers.wait(60)
+
+    async def room(fetching, size_bytes):
+        page = SimpleNamespace(state=SlotState.FILLING, generation=1)
+        rooms.append(SimpleNamespace(number=len(rooms), page=page, room=lambda n: None))
+        arena.slots[rooms[-1].number] = rooms[-1]
+        return rooms[-1]
+
+    def hold(fetching, rank, slot, record, header, tiers):
+        slot.page.state = SlotState.HELD
+        executor.in_slots[slot.number] = record
+
+    monkeypatch.setattr(Fetching, "_room", room)
+    monkeypatch.setattr(Fetching, "_hold", hold)
+    nobody: Any = None
+    arena: Any = SimpleNamespace(slots={})
+    tiers = SimpleNamespace(fetches=lambda tier: None)  # the pool of the event loop
+    shelf: Any = SimpleNamespace(tiers=tiers, contents=SimpleNamespace(fetch=fetch))
+    repairing: Any = SimpleNamespace(soon=lambda checkpoint, wounds: None)
+    readers = Readers(executor)
+
+    async def load():
+        fetching = Fetching(nobody, executor, arena, shelf, readers, repairing)
+        readers.begin(0, NEW)
+        first = asyncio.create_task(fetching.bring(0, NEW, record(0), ["near", "far"]))
+        while not asked:
+            await asyncio.sleep(0.01)
+        both = (fetching.bring(0, NEW, record(0), ["far"]) for _ in range(2))
+        second, third = await asyncio.wait_for(asyncio.gather(*both), 30)
+        answers.set()
+        return second, third, await asyncio.wait_for(first, 30)
+
+    second, third, first = asyncio.run(load())
+    assert (asked, second.source, third.source) == (["near", "far"], "far", "far")
+    assert (first.slot, second.slot) == (1, 1), "what came late is not held besides"
+    assert [r.page.state for r in rooms] == [SlotState.FREE, SlotState.HELD]
 
 
 # What a launch stands on ----------------------------------------------------------------------------------------------

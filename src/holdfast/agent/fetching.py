@@ -29,7 +29,8 @@ _ROOM_WAIT_S = 30.0
 
 
 class Fetching:
-    """Invariants: an image is fetched at most once at a time; a copy found bad is not read again for this launch.
+    """Invariants: an image is fetched at most once at a time from tiers that answer, and held once; a copy found bad is
+    not read again for this launch.
 
     Threads: the agent's event loop; bytes move in the tiers' pools.
     """
@@ -46,6 +47,8 @@ class Fetching:
         self._process = os.getpid(), process_start(os.getpid())
         self._bad: set[tuple[str, ImageId]] = set()
         self._fetching: dict[ImageId, asyncio.Task[str]] = {}
+        self._reading: dict[ImageId, str] = {}
+        """Per image that is fetched the tier it is read from just now."""
 
     def places(self, image: ImageId, tiers: list[str]) -> list[str]:
         """Those of the tiers whose copy was not found bad."""
@@ -72,14 +75,21 @@ class Fetching:
                     return messages.FetchedImage(
                         record.id, number, generation, record.size_bytes, record.crc64nvme, source
                     )
-            if record.id not in self._fetching:
+            if not self._is_fetched(record.id, tiers):
                 task = asyncio.create_task(self._fetch(rank, checkpoint, record, tiers))
                 self._fetching[record.id] = task
+                self._reading.pop(record.id, None)
                 task.add_done_callback(partial(self._fetched, record.id))
             source = await asyncio.shield(self._fetching[record.id])
 
+    def _is_fetched(self, image: ImageId, tiers: list[str]) -> bool:
+        """Whether a fetch is worth waiting for: one from a tier that could not be listed since may hang for ever."""
+        return image in self._fetching and (image not in self._reading or self._reading[image] in tiers)
+
     def _fetched(self, image: ImageId, task: asyncio.Task[str]) -> None:
-        self._fetching.pop(image, None)
+        if self._fetching.get(image) is task:
+            del self._fetching[image]
+            self._reading.pop(image, None)
         if not task.cancelled():
             task.exception()  # else asyncio complains where nobody waits for it any more
 
@@ -89,6 +99,7 @@ class Fetching:
         wounds: list[Wound] = []
         for tier in self.places(record.id, tiers):
             slot = await self._room(record.size_bytes)
+            self._reading[record.id] = tier
             try:
                 header = await asyncio.get_running_loop().run_in_executor(
                     self._shelf.tiers.fetches(tier),
@@ -107,6 +118,9 @@ class Fetching:
                 self._bad.add((tier, record.id))
                 self._host.reported(e.to_dict())
                 continue
+            if record in self._executor.held().values():
+                slot.page.state = SlotState.FREE  # another tier was asked meanwhile, and was quicker
+                return tier
             self._hold(rank if self._readers.reads(rank, checkpoint) else None, slot, record, header, frozenset(tiers))
             log.info("fetched %s from %s", record.id, tier)
             self._repairing.soon(checkpoint, wounds)

@@ -5,8 +5,9 @@ from typing import Any
 
 from holdfast.format.header import parse_header
 from holdfast.format.image import check, lay_out, seal
-from holdfast.trainer.apply import Source, plan_load
+from holdfast.trainer.apply import plan_load
 from holdfast.trainer.capture import Capture
+from holdfast.trainer.saved import Source
 from holdfast.trainer.shares import assign
 from holdfast.trainer.stage import Stager
 
@@ -44,5 +45,7 @@ def read(image: bytes) -> Source:
 def fill(state: dict[str, Any], sources: Sequence[Source], **options: Any) -> dict[str, Any]:
     """Load the images into a state, as rank 0 of 1 unless said otherwise."""
     options = {"rank": 0, "world_size": 1, **options}
-    plan_load(state, sources, **options).run()
+    plan = plan_load(state, sources, **options)
+    plan.fill()
+    plan.finish()
     return state

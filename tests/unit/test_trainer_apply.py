@@ -12,7 +12,8 @@ from tests.images import fill, images_of
 import holdfast
 from holdfast.errors import CorruptError, LoadError, StructureError, UnsupportedValueError
 from holdfast.model.identity import ImageId
-from holdfast.trainer.apply import Source, plains_needed, plan_load
+from holdfast.trainer.apply import ranks_needed
+from holdfast.trainer.saved import Source
 
 pytestmark = pytest.mark.torch
 
@@ -399,26 +400,6 @@ def test_split_tensors_are_put_together():
     assert live["n"] == 0
 
 
-def test_reads_are_what_is_needed():
-    images = images_of(*[large(0) for _ in range(3)])
-    plan = plan_load({"small": torch.nn.Parameter(torch.zeros(3)), "n": 0}, images, rank=0, world_size=1, strict=False)
-    (read,) = plan.reads
-    assert read.stop - read.start == 12
-    everything = plan_load(large(1), images, rank=0, world_size=1).reads
-    assert [r.source for r in everything] == [0, 1, 2]
-    buffers = [bytearray(len(s.buffer)) for s in images]
-    for i, source in enumerate(images):
-        layout = source.header.layout
-        buffers[i][layout.plain_start : layout.table_start] = source.buffer[layout.plain_start : layout.table_start]
-    partial = [Source(s.header, memoryview(b)) for s, b in zip(images, buffers, strict=True)]
-    live = large(1)
-    plan = plan_load(live, partial, rank=0, world_size=1)
-    for read in plan.reads:
-        buffers[read.source][read.start : read.stop] = images[read.source].buffer[read.start : read.stop]
-    plan.run()
-    assert torch.equal(live["w"], large(0)["w"])
-
-
 def test_a_missing_piece_is_never_loaded_around():
     images = images_of(*[large(0) for _ in range(3)])
     with pytest.raises(CorruptError, match=r"no image holds element \[\d+, 0\] of 'w'"):
@@ -440,7 +421,7 @@ def test_each_rank_gets_its_own_values():
     for rank in range(3):
         live = own(0)
         tensor = live["rng"].value
-        assert plains_needed(live, [s.header for s in images], rank=rank, world_size=3) == tuple(sorted({0, rank}))
+        assert ranks_needed(live, 3, rank=rank, world_size=3) == {0, rank}
         fill(live, images, rank=rank, world_size=3)
         assert live["rng"].value is tensor
         assert tensor.tolist() == [10.0 + rank] * 2
@@ -486,7 +467,7 @@ def test_another_number_of_ranks_follows_on_resize():
 
     live = own(0, on_resize=merge)
     tensor = live["rng"].value
-    assert plains_needed(live, [s.header for s in images], rank=2, world_size=3) == (0, 1)
+    assert ranks_needed(live, 2, rank=2, world_size=3) == {0, 1}
     fill(live, images, rank=2, world_size=3)
     assert live["n"].value == 21
     assert live["rng"].value is tensor

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from holdfast.errors import CorruptError, LoadError
-from holdfast.model.image import Entry, ImageHeader
+from holdfast.model.image import Entry
 from holdfast.store.ranged import RangedImage
 from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
@@ -26,23 +26,18 @@ from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
 from holdfast.trainer.portions import Portion, portions
 from holdfast.trainer.pour import Detour, pour
-from holdfast.trainer.saved import ByteRange, Saved, SavedTensor, Source, plain_sources
+from holdfast.trainer.saved import Saved, SavedTensor, Source
 from holdfast.trainer.selection import Selection
 from holdfast.trainer.stage import copy, views_of
 from holdfast.trainer.values import copyable
 from holdfast.trainer.walk import DICTS, Walk
 
-__all__ = ["ByteRange", "LoadPlan", "Source", "plains_needed", "plan_load"]
-
-_MERGE_BYTES = 4096
-"""Ranges closer than this are read as one: alignment leaves small gaps between entries."""
-
 
 class LoadPlan:
-    """A load that was found possible.
+    """A load that was found possible: `fill` or `fill_from`, then `finish`. If one of them raises, the live state is
+    undefined and can be loaded again.
 
     Attributes:
-        reads: the bytes that `run` will look at, sorted, near ones merged.
         differences: what is not loaded, where that was allowed.
     """
 
@@ -57,15 +52,6 @@ class LoadPlan:
         self._sources = sources
         self._builds = builds
         self._portions = [portion for live, found in copies for portion in portions(live, found)]
-        self.reads = _merged(ByteRange(p.source, p.start, p.stop) for p in self._portions)
-
-    def run(self) -> None:
-        """Fill the state from proven images. If it raises, the live state is undefined and can be loaded again.
-
-        Raises: LoadError: torch, or a `load_state_dict` of the user's, failed.
-        """
-        self.fill()
-        self.finish()
 
     def fill(self, *, prove: Collection[int] = (), threads: int = 1) -> dict[int, CorruptError]:
         """Copy into the live tensors, and prove on the way the images that `prove` names by their place in the sources.
@@ -117,7 +103,7 @@ class LoadPlan:
     def finish(self) -> None:
         """After a good `fill`: put plain values and optimizer settings in place, call every `load_state_dict`.
 
-        Raises: LoadError.
+        Raises: LoadError: a `load_state_dict` of the user's failed.
         """
         for build in self._builds:
             build()
@@ -172,17 +158,9 @@ def plan_load(
     return LoadPlan(sources, copies, [*matcher.first, *builds], matcher.differences)
 
 
-def plains_needed(
-    state: dict[str, Any], headers: Sequence[ImageHeader], *, rank: int, world_size: int
-) -> tuple[int, ...]:
-    """Which headers' plain values `plan_load` will read: rank 0's, this rank's own, all where they are combined."""
-    places = plain_sources(headers)
-    ranks = ranks_needed(state, headers[places[0]].world_size, rank=rank, world_size=world_size)
-    return tuple(sorted(places[r] for r in ranks))
-
-
 def ranks_needed(state: dict[str, Any], before: int, *, rank: int, world_size: int) -> set[int]:
-    """Whose plain values a load reads, of a checkpoint that `before` ranks saved."""
+    """Whose plain values `plan_load` reads, of a checkpoint that `before` ranks saved: rank 0's, this rank's own, all
+    where they are combined."""
     marks = list(_marks(state))
     ranks = {0}
     if marks and before == world_size:
@@ -248,16 +226,3 @@ def _written(plain: list[tuple[torch.Tensor, Segment]]) -> None:
 
 def _arrive(destination: torch.Tensor, portion: Portion, saved: torch.Tensor) -> None:
     _copy_into_live([destination], [_seen_like(destination, portion.seen_in(saved))])
-
-
-def _merged(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:
-    merged: list[ByteRange] = []
-    for r in sorted(set(ranges)):
-        if r.start == r.stop:
-            continue
-        last = merged[-1] if merged else None
-        if last is not None and last.source == r.source and r.start <= last.stop + _MERGE_BYTES:
-            merged[-1] = ByteRange(r.source, last.start, max(last.stop, r.stop))
-        else:
-            merged.append(r)
-    return tuple(merged)

@@ -18,10 +18,11 @@ from holdfast.errors import CorruptError, HoldfastError, LoadError
 from holdfast.format.header import parse_header
 from holdfast.format.image import block_of, check_block, check_table
 from holdfast.model.identity import CheckpointId
-from holdfast.trainer.apply import LoadPlan, Source, plan_load
+from holdfast.trainer.apply import LoadPlan, plan_load
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
+from holdfast.trainer.saved import Source
 from holdfast.trainer.session import Session
 from holdfast.units import format_bytes
 from holdfast.wire import messages

@@ -272,11 +272,6 @@ class StagePlan:
         if image.image:
             page.timed_mask = 0
 
-    def warm(self, slot: TrainerSlot) -> None:
-        """Build the views of a slot ahead of its first use."""
-        if self._stager is not None and slot.capacity_bytes >= self.image_bytes:
-            self._stager.warm(slot.room(self.image_bytes))
-
     def forget(self) -> None:
         """Let go of every view of the slots."""
         if self._stager is not None:

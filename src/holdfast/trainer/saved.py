@@ -20,9 +20,9 @@ OWN_PATHS = "__holdfast__.per_rank"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A whole image. The buffer may be filled later, but for the plain values, and may be read-only.
+    """An image, whole in a buffer that may be read-only, or with an empty one where it stands on a tier.
 
-    `plain` are the plain values where there is no buffer that holds them.
+    `plain` are its plain values where there is no buffer that holds them.
     """
 
     header: ImageHeader
@@ -32,15 +32,6 @@ class Source:
     def read_plain(self) -> bytes:
         """Its plain values. Raises: CorruptError."""
         return read_plain(self.buffer, self.header.layout) if self.plain is None else self.plain
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ByteRange:
-    """Bytes [start, stop) of the image of `source`, its place in the sources given."""
-
-    source: int
-    start: int
-    stop: int
 
 
 @dataclass(slots=True)

@@ -23,9 +23,7 @@ from holdfast.wire.spawn import SOCKET, ensure_agent, spawn_agent, starts
 
 T = TypeVar("T")
 _CALL_TRIES = 4
-_DEAL_POLL_S = 0.02
 _JOIN_POLL_S = 0.02
-_SLOT_POLL_S = 0.0005
 _RESPAWN_S = 5.0
 _QUIET = 10
 """Training leaves an agent alone that did not answer within `slot_wait_s`: for so many times as long."""

@@ -41,7 +41,7 @@ class Stager:
         threads: how many cores may copy.
 
     Invariants: a buffer given once stays mapped until `forget()`.
-    Threads: one, except that `warm` may run in another before the first `stage` of that buffer.
+    Threads: one.
     """
 
     def __init__(self, template: Template, *, threads: int = 1) -> None:
@@ -84,10 +84,6 @@ class Stager:
         """Write another header from now on; everything else stands where it stood."""
         assert template.layout == self._template.layout
         self._template = template
-
-    def warm(self, buffer: memoryview) -> None:
-        """Make the views of a buffer ahead of its first use."""
-        self._views_of(buffer)
 
     def forget(self) -> None:
         """Let go of all buffers and tensors, so that mappings can be closed."""

@@ -88,8 +88,9 @@ def test_a_warm_start_of_an_adapted_model_in_a_run_of_its_own(place, tmp_path):
     state: dict[str, Any] = {"model": adapted, "optim": torch.optim.AdamW(adapted.parameters()), "step": 0}
     with holdfast.Checkpointer(other.url) as ckpt:
         assert ckpt.load(state) is None
-        with pytest.warns(RuntimeWarning, match="2 have another shape: model.head.weight"):
+        with pytest.warns(RuntimeWarning, match="2 have another shape: model.head.weight") as told:
             step = holdfast.load(place.url, state, only=("model",), strict=False)
+        assert [w.filename for w in told] == [__file__]
         assert step == 100
         assert [d.path for d in step.differences.missing] == ["model.lora_a.weight", "model.lora_b.weight"]
         assert [d.path for d in step.differences.shape] == ["model.head.weight", "model.head.bias"]

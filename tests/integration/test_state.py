@@ -202,8 +202,10 @@ def test_a_state_of_another_structure_is_refused_before_anything_is_copied(place
         assert "z" in caught.value.message
         assert caught.value.hint
         assert x.tolist() == [0.0, 0.0]
-        with pytest.warns(RuntimeWarning, match=r"loaded step 1 .* but for 3 differences: 1 has another shape: y"):
+        said = r"loaded step 1 .* but for 3 differences: 1 has another shape: y"
+        with pytest.warns(RuntimeWarning, match=said) as told:
             assert ckpt.load({"x": x, "y": torch.zeros(4), "z": torch.zeros(1), "n": 1}, strict=False) == 1
+        assert [w.filename for w in told] == [__file__]
         assert ckpt.last_load is not None
         assert [(d.kind, d.path) for d in ckpt.last_load.differences] == [
             ("shape", "y"),

@@ -248,12 +248,18 @@ def test_one_warning_with_counts_and_the_first_few():
     found = Differences()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of(found, "step 1", stacklevel=1)
+        warn_of(found, "step 1")
     for i in range(10):
         found.note("missing", f"m{i}")
     found.note("dtype", "x", "float16 [1]", "float32 [1]")
-    with pytest.warns(RuntimeWarning, match="step 1 but for 11 differences: 1 has another dtype: x .*m2, and 7 more$"):
-        warn_of(found, "step 1", stacklevel=1)
+
+    def load():
+        warn_of(found, "step 1")
+
+    said = "step 1 but for 11 differences: 1 has another dtype: x .*m2, and 7 more$"
+    with pytest.warns(RuntimeWarning, match=said) as told:
+        load()
+    assert [w.filename for w in told] == [__file__], "where load() was called"
 
 
 def test_differences_read_as_a_sentence():

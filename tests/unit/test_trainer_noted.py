@@ -24,8 +24,13 @@ def test_metrics_that_are_no_dict_are_refused():
 
 
 def test_a_tier_that_is_not_given_its_metric_is_warned_of_once(wished):
-    with pytest.warns(RuntimeWarning, match="tier best keeps the best by 'val_loss', and save.. was given 'val_los'"):
+    def save():
         wished.check({"best"}, {"val_los": 1.0})
+
+    said = "tier best keeps the best by 'val_loss', and save.. was given 'val_los'"
+    with pytest.warns(RuntimeWarning, match=said) as told:
+        save()
+    assert [w.filename for w in told] == [__file__], "where save() was called"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         wished.check({"best"}, {"val_los": 1.0})

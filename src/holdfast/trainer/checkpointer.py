@@ -123,7 +123,7 @@ class Checkpointer:
         self.prepare(state)
         if self.last_load is not None:
             # Last: a warning that is made an error must not leave the other ranks alone in a collective.
-            warn_of(self.last_load.differences, loaded, stacklevel=3)
+            warn_of(self.last_load.differences, loaded)
         return None if loaded is None else loaded.step
 
     def save(

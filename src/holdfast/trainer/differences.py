@@ -151,14 +151,14 @@ class Differences:
         return f"{names}; {advice}" if names else advice
 
 
-def warn_of(differences: Differences, checkpoint: object, *, stacklevel: int) -> None:
-    """One warning of what a load passed over; none when that is nothing."""
+def warn_of(differences: Differences, checkpoint: object) -> None:
+    """One warning of what a load passed over, at the line that called whoever calls this; none when that is nothing."""
     if differences:
         n = len(differences)
         warnings.warn(
             f"loaded {checkpoint} but for {n} difference{'s' if n > 1 else ''}: {differences.summary()}",
             RuntimeWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=3,
         )
 
 

@@ -71,7 +71,7 @@ def load(
         checkpoint, differences = taken
         loaded = LoadedStep(checkpoint.step)
         loaded.checkpoint, loaded.differences, loaded.read_bytes = checkpoint, differences, archive.read_bytes
-    warn_of(differences, checkpoint, stacklevel=2)
+    warn_of(differences, checkpoint)
     return loaded
 
 

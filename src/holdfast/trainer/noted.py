@@ -19,7 +19,8 @@ class Wished:
         self._names = {r.name: r.best_metric for r in rules if r.best_metric}
 
     def check(self, due: Iterable[str], metrics: Mapping[str, object] | None) -> None:
-        """What is due where, with these metrics. None at all may be meant."""
+        """What is due where, with these metrics; said at the line that called whoever calls this. None at all may be
+        meant."""
         if metrics is None:
             return
         for tier in sorted(self._names.keys() & set(due)):
@@ -31,7 +32,7 @@ class Wished:
             warnings.warn(
                 f"tier {tier} keeps the best by {wished!r}, and save() was given {given}: such a step is never best",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

@@ -71,7 +71,7 @@ class Checkpointer:
         settings = config.resolve()
         self._ranks = Ranks(group, settings.load_timeout_s)
         with self._ranks.talk() as talk:
-            check_one_node(talk.gather(this_node(settings)))
+            check_one_node(talk.each(lambda: this_node(settings)))
             launch, doubts = talk.first(lambda: check_tiers(settings))
             self._session = attach_all(talk, settings, launch)
         for doubt in doubts if self._ranks.rank == 0 else ():
@@ -118,8 +118,7 @@ class Checkpointer:
         loader = Loader(self._session, self._ranks)
         self.last_load = loader.load(state, step=step, strict=strict)
         loaded = self.last_load.checkpoint if self.last_load is not None else None
-        if loaded is not None or step is None:
-            self._saves.stand_on(loaded)
+        self._saves.stand_on(loaded)
         self.prepare(state)
         if self.last_load is not None:
             # Last: a warning that is made an error must not leave the other ranks alone in a collective.

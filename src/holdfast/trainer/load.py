@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -114,12 +114,12 @@ class Loader:
             images = self._fetch(talk, checkpoint)
             if images is None:
                 return False
-            sources, bad = self._open_all(images)
-            if not self._all_good(talk, bad):
+            sources: list[Source] = []
+            if not self._all_good(talk, partial(self._open_all, images, sources)):
                 continue
             plan = self._plan(talk, state, sources, strict)
             self._touched = True
-            if self._all_good(talk, self._fill(talk, plan, images)):
+            if self._all_good(talk, partial(self._fill, talk, plan, images)):
                 talk.each(plan.finish)
                 self._differences = plan.differences
                 return True
@@ -136,7 +136,7 @@ class Loader:
             except HoldfastError as e:
                 return e
 
-        answers = talk.gather(ask())
+        answers = talk.each(ask)
         failed = next((a for a in answers if isinstance(a, HoldfastError)), None)
         if failed is not None:
             self.notes.append(f"{checkpoint}: {failed.message}")
@@ -145,16 +145,16 @@ class Loader:
         self._bytes_by_tier = _bytes_by_tier(told)
         return told[talk.rank]
 
-    def _open_all(self, images: list[messages.FetchedImage]) -> tuple[list[Source], list[_Bad]]:
-        """The images in their slots, with what a plan reads of them proven: header, plain values, block table."""
-        sources: list[Source] = []
+    def _open_all(self, images: list[messages.FetchedImage], sources: list[Source]) -> list[_Bad]:
+        """Add to `sources` the images in their slots, with what a plan reads of them proven: header, plain values,
+        block table. Answers those that are bad."""
         bad: list[_Bad] = []
         for image in images:
             try:
                 sources.append(self._open(image))
             except HoldfastError as e:
                 bad.append(_Bad(image, e))
-        return sources, bad
+        return bad
 
     def _open(self, image: messages.FetchedImage) -> Source:
         slot = self._session.slots.slot(image.slot)
@@ -180,20 +180,14 @@ class Loader:
         return plans[0]
 
     def _fill(self, talk: Talk, plan: LoadPlan, images: list[messages.FetchedImage]) -> list[_Bad]:
-        """Copy; of the images each rank proves its share."""
+        """Copy; of the images each rank proves its share. Those that are bad."""
         share = range(talk.rank, len(images), talk.size)
-        bad: list[_Bad] = []
+        found = plan.fill(prove=share, threads=cores(talk.size))
+        return [_Bad(images[i], error) for i, error in found.items()]
 
-        def run() -> None:
-            found = plan.fill(prove=share, threads=cores(talk.size))
-            bad.extend(_Bad(images[i], error) for i, error in found.items())
-
-        talk.each(run)
-        return bad
-
-    def _all_good(self, talk: Talk, bad: list[_Bad]) -> bool:
-        """Whether no rank found an image bad; what is bad is noted, and the agent told of it."""
-        found = [b for part in talk.gather(bad) for b in part]
+    def _all_good(self, talk: Talk, look: Callable[[], list[_Bad]]) -> bool:
+        """Whether no rank that looked found an image bad; what is bad is noted, and the agent told of it."""
+        found = [b for part in talk.each(look) for b in part]
         self.notes += [f"{b.image.id} from {b.image.source}: {b.error.message}" for b in found]
         if found:
             talk.first(partial(self._report, found))

@@ -92,7 +92,7 @@ class StagePlan:
         captured, structure = self._look(state, talk)
         self._agree(structure, talk)
         self._compare(captured, talk)
-        self._lay_out(structure)
+        talk.each(lambda: self._lay_out(structure))
 
     def _look(self, state: dict[str, Any], talk: Talk) -> tuple[Captured, Structure]:
         seen: list[tuple[Captured, Structure]] = []
@@ -232,7 +232,7 @@ class StagePlan:
         told = talk.gather((structure.digest != self._shared_digest, plain_digests(captured.tree)))
         if any(changed for changed, _ in told):
             self._agree(structure, talk)
-            self._lay_out(structure)
+            talk.each(lambda: self._lay_out(structure))
         self._compare(captured, talk)
         return compare_plain(captured.tree, [digests for _, digests in told], talk)
 

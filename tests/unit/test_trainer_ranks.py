@@ -1,0 +1,85 @@
+"""What goes wrong on one rank is heard of by all."""
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from holdfast.errors import HoldfastError, UsageError  # noqa: E402
+from holdfast.model.identity import CheckpointId, ImageId  # noqa: E402
+from holdfast.trainer.load import Loader  # noqa: E402
+from holdfast.trainer.plan import StagePlan  # noqa: E402
+from holdfast.trainer.ranks import Ranks, Talk  # noqa: E402
+from holdfast.wire import messages  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+class Heard(Talk):
+    """One rank; `told` is what others would be told by it."""
+
+    def __init__(self) -> None:
+        super().__init__(None, 0, 1)
+        self.told: list[Any] = []
+
+    def gather(self, value):
+        self.told.append(value)
+        return [value]
+
+    @property
+    def last_error(self):
+        return self.told[-1][1]
+
+
+def test_a_layout_that_fails_on_one_rank_is_heard_of():
+    talk = Heard()
+    with pytest.raises(UsageError, match="cannot be the name of a tensor"):
+        StagePlan("run7", Ranks(None, 1.0)).learn({"x" * 5000: torch.zeros(1)}, talk)
+    assert isinstance(talk.last_error, UsageError)
+
+
+# Loads ---------------------------------------------------------------------------------------------------------------
+class Agent:
+    """A session with an agent that has two steps, of one image each, and answers a fetch as it is told to."""
+
+    def __init__(self, fetched, slot=None):
+        self.rank = 0
+        self.settings = SimpleNamespace(load_timeout_s=5.0)
+        self.slots = SimpleNamespace(slot=slot)
+        self.asked: list[int] = []
+        self._fetched = fetched
+
+    def ask(self, path, answer, *, timeout_s, query):
+        steps = [s for s in (20, 10) if s < query.get("below_step", 99)]
+        return messages.Loadable(CheckpointId(1, steps[0]) if steps else None, [], False, [])
+
+    def tell(self, path, body, answer, **options):
+        if path != "/fetch":
+            return messages.Ok()
+        self.asked.append(body.checkpoint.step)
+        return self._fetched(body)
+
+
+def load(agent):
+    """Load with that agent; the error, and what others would be told last."""
+    talk = Heard()
+    ranks: Any = SimpleNamespace(talk=lambda: contextlib.nullcontext(talk))
+    with pytest.raises(Exception) as caught:  # which one is looked at by the caller
+        Loader(agent, ranks).load({}, step=None, strict=True)
+    return caught.value, talk.last_error
+
+
+def test_what_goes_wrong_while_images_are_opened_is_heard_of():
+    def fetched(body):
+        return messages.FetchAnswer([messages.FetchedImage(ImageId(1, 20, 0, 0), 3, 1, 4096, 0, "memory")])
+
+    def slot(number):
+        raise OSError("too many open files")
+
+    error, told = load(Agent(fetched, slot))
+    assert isinstance(error, OSError)
+    assert type(told) is HoldfastError
+    assert "too many open files" in told.message

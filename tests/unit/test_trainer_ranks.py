@@ -1,4 +1,4 @@
-"""What goes wrong on one rank is heard of by all."""
+"""What goes wrong on one rank is heard of by all, and ends a load there and then."""
 
 import contextlib
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from holdfast.errors import HoldfastError, UsageError  # noqa: E402
+from holdfast.errors import DeadlineError, HoldfastError, LoadError, UsageError  # noqa: E402
 from holdfast.model.identity import CheckpointId, ImageId  # noqa: E402
 from holdfast.trainer.load import Loader  # noqa: E402
 from holdfast.trainer.plan import StagePlan  # noqa: E402
@@ -70,6 +70,28 @@ def load(agent):
     with pytest.raises(Exception) as caught:  # which one is looked at by the caller
         Loader(agent, ranks).load({}, step=None, strict=True)
     return caught.value, talk.last_error
+
+
+def refuse(error):
+    def fetched(body):
+        raise error
+
+    return fetched
+
+
+def test_a_step_that_the_agent_cannot_bring_gives_way_to_the_next_older_one():
+    agent = Agent(refuse(LoadError("no copy is left")))
+    error, _ = load(agent)
+    assert isinstance(error, LoadError)
+    assert agent.asked == [20, 10]
+
+
+def test_an_agent_that_does_not_answer_is_no_reason_to_go_back():
+    agent = Agent(refuse(DeadlineError("the agent did not answer within 5 s")))
+    error, told = load(agent)
+    assert isinstance(error, DeadlineError)
+    assert isinstance(told, DeadlineError)
+    assert agent.asked == [20]
 
 
 def test_what_goes_wrong_while_images_are_opened_is_heard_of():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from holdfast.errors import CorruptError, HoldfastError, LoadError
+from holdfast.errors import AgentError, ClosedError, CorruptError, DeadlineError, HoldfastError, LoadError
 from holdfast.format.header import parse_header
 from holdfast.format.image import block_of, check_block, check_table
 from holdfast.model.identity import CheckpointId
@@ -32,6 +32,8 @@ log = logging.getLogger("holdfast")
 
 _MAX_TRIES = 64
 _MEMORY = "memory"
+_NO_ANSWER = (AgentError, ClosedError, DeadlineError)
+"""Who was asked is gone or stalled: that ends a load on all ranks, for it says nothing against the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +128,15 @@ class Loader:
         return False
 
     def _fetch(self, talk: Talk, checkpoint: CheckpointId) -> list[messages.FetchedImage] | None:
-        """Have the agent bring the images into slots; None when one of them cannot be had."""
+        """Have the agent bring the images into slots; None when it says that one of them cannot be had."""
         fetch = messages.Fetch(checkpoint, self._session.rank)
         limit_s = self._session.settings.load_timeout_s
 
         def ask() -> messages.FetchAnswer | HoldfastError:
             try:
                 return self._session.tell("/fetch", fetch, messages.FetchAnswer, timeout_s=limit_s)
+            except _NO_ANSWER:
+                raise
             except HoldfastError as e:
                 return e
 

@@ -1,8 +1,7 @@
-"""Copies between memory and a CUDA device, and the page locks of slots."""
+"""Copies between memory and a CUDA device, and page locks."""
 
 import mmap
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -11,74 +10,11 @@ pytest.importorskip("torch")
 import torch
 from tests.images import fill, images_of
 
-from holdfast.config import Config
 from holdfast.trainer.devices import page_lock, page_lock_for
-from holdfast.trainer.slots import Slots
-from holdfast.wire.mapped import MappedFile
-from holdfast.wire.pages import PAGE_BYTES, SlotPage
 
 pytestmark = pytest.mark.torch
 
 HALF_BYTE = getattr(torch, "uint4", torch.uint8)
-
-
-@pytest.fixture
-def slots(tmp_path):
-    """Two slots of rank 0 in files of their own."""
-    settings = Config.from_url(str(tmp_path / "home")).resolve({"HOLDFAST_ARENA_DIR": str(tmp_path)})
-    settings.arena.mkdir(parents=True, exist_ok=True)
-    for number in range(2):
-        file = MappedFile(settings.arena / f"slot-{number:05d}", 4 * PAGE_BYTES)
-        page = SlotPage(file.buffer)
-        page.dealt_rank = 0
-        page.release()
-        file.close()
-    session: Any = SimpleNamespace(rank=0)
-    made = Slots(session, settings)
-    yield made
-    made.close()
-
-
-def wait_for(slots):
-    assert slots._faulting is not None
-    slots._faulting.join(30)
-    assert slots.faulted()
-
-
-def test_a_slot_is_locked_once_and_let_go_before_it_is_unmapped(slots):
-    locked: list[int] = []
-    unlocked: list[bool] = []
-
-    def lock(buffer):
-        locked.append(len(buffer))
-        return lambda: unlocked.append(len(buffer) > 0)  # raises if it is unmapped already
-
-    slots.page_lock = lock
-    for _ in range(2):
-        slots.dealt([0, 1], PAGE_BYTES)
-        wait_for(slots)
-    assert locked == [4 * PAGE_BYTES] * 2
-    slots.dealt([0], PAGE_BYTES)
-    wait_for(slots)
-    assert len(unlocked) == 1
-    slots.close()
-    assert unlocked == [True, True]
-
-
-def test_slots_faulted_before_a_device_was_seen_are_locked_then(slots):
-    slots.dealt([0, 1], PAGE_BYTES)
-    wait_for(slots)
-    locked: list[int] = []
-
-    def lock(buffer):
-        locked.append(len(buffer))
-        return lambda: None
-
-    slots.page_lock = lock
-    assert not slots.faulted()
-    slots.dealt([0, 1], PAGE_BYTES)
-    wait_for(slots)
-    assert len(locked) == 2
 
 
 def test_nothing_is_locked_without_a_cuda_tensor():

@@ -86,28 +86,42 @@ class Slots:
     # -- mapped and faulted -------------------------------------------------------------------------------------------
     def dealt(self, numbers: list[int], image_bytes: int, shared_bytes: int = 0) -> None:
         """These slots are ours, or will be, for images of those sizes: map and fault them in the background."""
-        self._mine, self._asked_bytes = numbers, (image_bytes, shared_bytes)
-        self._fault_error = None
-        if self._faulting is None or not self._faulting.is_alive():
-            self._drop_others()
-            self._faulting = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
-            self._faulting.start()
+        with self._mapping:
+            self._mine, self._asked_bytes = numbers, (image_bytes, shared_bytes)
+            self._fault_error = None
+            if self._faulting is None:  # else it goes on with these
+                self._drop_others()
+                thread = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
+                thread.start()
+                self._faulting = thread
 
     def _fault(self) -> None:
         """Map and fault every slot as soon as the agent has dealt it; the list may change meanwhile."""
-        try:
-            while (number := next((n for n in self._mine if not self._is_faulted(n)), None)) is not None:
-                slot = self.slot(number)
-                if slot.page.dealt_rank != self._session.rank and slot.page.state == SlotState.FREE:
-                    if self._closing.wait(_DEAL_POLL_S):
+        while True:
+            with self._mapping:
+                mine = self._mine
+                number = next((n for n in mine if not self._is_faulted(n)), None)
+                if number is None or self._closing.is_set():
+                    self._faulting = None  # with the lock: what is dealt from now on gets another thread
+                    return
+            try:
+                self._fault_one(number)
+            except Exception as e:
+                with self._mapping:
+                    if mine is self._mine:  # else the agent may have removed a slot that it no longer deals
+                        self._fault_error, self._faulting = _as_ours(number, e), None
                         return
-                else:
-                    populate(slot.file.buffer)
-                    if self.page_lock is not None and slot.unlock is None:
-                        slot.unlock = self.page_lock(slot.file.buffer)
-                    slot.faulted = True
-        except HoldfastError as e:
-            self._fault_error = e
+
+    def _fault_one(self, number: int) -> None:
+        """Map and fault a slot, or wait a moment where it is not dealt yet."""
+        slot = self.slot(number)
+        if slot.page.dealt_rank != self._session.rank and slot.page.state == SlotState.FREE:
+            self._closing.wait(_DEAL_POLL_S)
+            return
+        populate(slot.file.buffer)
+        if self.page_lock is not None and slot.unlock is None:
+            slot.unlock = self.page_lock(slot.file.buffer)
+        slot.faulted = True
 
     def _is_faulted(self, number: int) -> bool:
         slot = self._slots.get(number)
@@ -130,10 +144,10 @@ class Slots:
             return self._slots[number]
 
     def _drop_others(self) -> None:
-        """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so."""
-        with self._mapping:
-            for number in self._slots.keys() - set(self._mine):
-                self._slots.pop(number).let_go()
+        """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so. With
+        the lock."""
+        for number in self._slots.keys() - set(self._mine):
+            self._slots.pop(number).let_go()
 
     def drop_stale(self) -> None:
         """Another agent: the one before may have freed the memory, and what we still map of it is nobody's."""
@@ -212,7 +226,7 @@ class Slots:
             if slot is not None:
                 return slot
             if self._fault_error is not None:
-                raise self._fault_error
+                raise self._fault_error.with_traceback(None)  # it would remember every save that raised it
             now = time.monotonic()
             if self._preparing(image):
                 deadline = now + limit_s
@@ -248,7 +262,16 @@ class Slots:
     def close(self) -> None:
         """Let go of the memory; it stays with the agent."""
         self._closing.set()
-        if self._faulting is not None:
-            self._faulting.join(timeout=30.0)
+        thread = self._faulting
+        if thread is not None:
+            thread.join(timeout=30.0)
         for slot in self._slots.values():
             slot.let_go()
+
+
+def _as_ours(number: int, error: Exception) -> HoldfastError:
+    if isinstance(error, HoldfastError):
+        return error
+    ours = HoldfastError(f"slot {number} of the arena cannot be made ready: {type(error).__name__}: {error}")
+    ours.__cause__ = error
+    return ours

@@ -1,7 +1,9 @@
 """Copies between memory and a CUDA device, and page locks."""
 
 import mmap
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ pytest.importorskip("torch")
 import torch
 from tests.images import fill, images_of
 
+from holdfast.trainer import devices
 from holdfast.trainer.devices import page_lock, page_lock_for
 
 pytestmark = pytest.mark.torch
@@ -24,9 +27,54 @@ def test_nothing_is_locked_without_a_cuda_tensor():
 def test_a_driver_that_refuses_costs_speed_only(monkeypatch, caplog):
     runtime = SimpleNamespace(cudaHostRegister=lambda *_: 2)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    unlock = page_lock(memoryview(bytearray(64)))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    unlock = page_lock(torch.device("cuda", 0), memoryview(bytearray(64)))
     unlock()
     assert "cannot lock 64 bytes" in caplog.text
+
+
+def test_pages_are_locked_on_a_device_that_the_rank_uses(monkeypatch):
+    """The thread that locks them is on the first one otherwise, whichever the rank computes on."""
+    current: list[Any] = [torch.device("cuda", 0)]
+    found: list[Any] = []
+
+    @contextmanager
+    def device(of):
+        current.append(of)
+        yield
+        current.pop()
+
+    def register(*_):
+        found.append(current[-1])
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=register)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    tensors: Any = [torch.zeros(1), SimpleNamespace(device=torch.device("cuda", 5))]
+    lock = page_lock_for(tensors)
+    assert lock is not None
+    lock(memoryview(bytearray(64)))
+    assert found == [torch.device("cuda", 5)]
+
+
+def test_copies_that_were_begun_are_waited_for_whatever_happens_to_the_others(monkeypatch):
+    waited: list[torch.device] = []
+
+    def beside(device, waits):
+        waits.append(lambda: waited.append(device))
+        return nullcontext()
+
+    def copy(destinations, sources, *, non_blocking):
+        if not non_blocking:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(devices, "_beside", beside)
+    monkeypatch.setattr(torch, "_foreach_copy_", copy)
+    away = torch.zeros(1, device="meta")
+    with pytest.raises(KeyboardInterrupt):
+        devices.copy_between_devices([torch.zeros(1), torch.zeros(1)], [torch.zeros(1), away])
+    assert waited == [away.device]
 
 
 @pytest.mark.gpu
@@ -68,7 +116,7 @@ def test_a_save_sees_what_was_computed_before_and_nothing_after():
 def test_a_locked_buffer_is_pinned():
     memory = mmap.mmap(-1, 1 << 20)
     view = memoryview(memory)
-    unlock = page_lock(view)
+    unlock = page_lock(torch.device("cuda", 0), view)
     tensor = torch.frombuffer(view, dtype=torch.uint8)
     assert tensor.is_pinned()
     unlock()

@@ -9,6 +9,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -27,13 +28,15 @@ def copy_between_devices(destinations: list[torch.Tensor], sources: list[torch.T
     """Copy each source into its destination. On return every byte has arrived."""
     ways = _ways(destinations, sources)
     waits: list[Callable[[], None]] = []
-    # Other devices first: they copy while the processor copies its own.
-    for way in sorted(ways, key=lambda way: way[0].type == way[1].type == "cpu"):
-        device = next((d for d in way if d.type != "cpu"), None)
-        with nullcontext() if device is None else _beside(device, waits):
-            torch._foreach_copy_(*ways[way], non_blocking=device is not None)
-    for wait in waits:
-        wait()
+    try:
+        # Other devices first: they copy while the processor copies its own.
+        for way in sorted(ways, key=lambda way: way[0].type == way[1].type == "cpu"):
+            device = next((d for d in way if d.type != "cpu"), None)
+            with nullcontext() if device is None else _beside(device, waits):
+                torch._foreach_copy_(*ways[way], non_blocking=device is not None)
+    finally:  # after an error, too: a slot that is given back must not be written into any more
+        for wait in waits:
+            wait()
 
 
 def _ways(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> Ways:
@@ -74,18 +77,24 @@ def _beside(device: torch.device, waits: list[Callable[[], None]]) -> AbstractCo
 
 def page_lock_for(tensors: Iterable[torch.Tensor]) -> Callable[[memoryview], Callable[[], None]] | None:
     """How slots are page-locked for copies of these tensors; None where none of them is on a CUDA device."""
-    return page_lock if any(t.device.type == "cuda" for t in tensors) else None
+    device = next((t.device for t in tensors if t.device.type == "cuda"), None)
+    return None if device is None else partial(page_lock, device)
 
 
-def page_lock(buffer: memoryview) -> Callable[[], None]:
+def page_lock(device: torch.device, buffer: memoryview) -> Callable[[], None]:
     """Lock the pages of a slot for CUDA, once: copies then run at the speed of the bus. Answers what lets go of them,
     to be called before the memory is unmapped.
 
     A driver that refuses (a limit on locked memory, a container) costs speed, not the save: it is logged.
+
+    Args:
+        device: one that the process uses. A thread that says none gets the first, which would then hold a context of
+            every rank.
     """
     runtime: Any = torch.cuda.cudart()
     address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-    error = int(runtime.cudaHostRegister(address, len(buffer), _REGISTER_PORTABLE))
+    with torch.cuda.device(device):
+        error = int(runtime.cudaHostRegister(address, len(buffer), _REGISTER_PORTABLE))
     if error:
         log.warning(
             "CUDA cannot lock %d bytes of the arena (error %d): saves from the GPU are slower; raise `ulimit -l`",

@@ -206,9 +206,17 @@ def test_only_names_that_select_nothing_are_refused_with_near_ones():
     error = refused(live, images, only=("model.haed", "model.body"))
     assert "the state has no 'model.haed'" in error.message
     assert "inside the optimizer 'optim'" in refused(live, images, only=("optim.state",)).message
-    for wrong in ("model", (), (1,)):
-        with pytest.raises(UsageError):
+    for wrong in ("model", (), (1,), 5, iter(())):
+        with pytest.raises(UsageError) as caught:
             fill(live, images, only=wrong)
+        assert caught.value.hint
+
+
+def test_names_may_come_from_a_generator():
+    saved, live = trained(), trained(steps=0, seed=1)
+    fill(live, images_of(saved), only=(name for name in live if name == "model"))
+    assert torch.equal(live["model"]["body"].weight, saved["model"]["body"].weight)
+    assert live["step"] == 0
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

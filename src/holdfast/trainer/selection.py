@@ -12,12 +12,18 @@ class Selection:
     """Names, and all that stands below them; None: everything."""
 
     def __init__(self, only: Collection[str] | None) -> None:
+        self._names: tuple[str, ...] | None = None
+        if only is None:
+            return
         if isinstance(only, str):
             raise UsageError(f"only={only!r} is one string", hint=f"pass a tuple of names: only=({only!r},)")
-        bad = [name for name in only or () if not isinstance(name, str) or not name]
-        if bad or (only is not None and not only):
-            raise UsageError(f"only={only!r} names nothing", hint='pass keys of the state, for example only=("model",)')
-        self._names = None if only is None else tuple(dict.fromkeys(only))
+        names = tuple(only) if isinstance(only, Iterable) else ()  # perhaps a generator, which gives them once
+        if not names or not all(isinstance(name, str) and name for name in names):
+            given = names or only
+            raise UsageError(
+                f"only={given!r} names nothing", hint='pass keys of the state, for example only=("model",)'
+            )
+        self._names = tuple(dict.fromkeys(names))
 
     def takes(self, path: str) -> bool:
         """Whether all that stands at the path is asked for."""

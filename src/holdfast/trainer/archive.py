@@ -108,12 +108,10 @@ class Archive:
             reasons = [
                 abandoned if other else "it is not committed there" if step is not None else "nothing is committed"
             ]
-        what = f"step {step} of {self._url}" if step is not None else f"something is at {self._url} but nothing"
-        return (
-            f"{what} can be loaded: {'; '.join(reasons)}"
-            if step is None
-            else f"{what} cannot be loaded: {'; '.join(reasons)}"
+        what = (
+            f"step {step} of {self._url} cannot" if step is not None else f"something is at {self._url} but nothing can"
         )
+        return f"{what} be loaded: {'; '.join(reasons)}"
 
     def _count(self, n_bytes: int) -> None:
         self.read_bytes += n_bytes

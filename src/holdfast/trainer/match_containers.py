@@ -35,7 +35,7 @@ def match_dict(matcher: Matcher, path: str, x: Any, value: Any, scope: Scope) ->
     """Match the items; what the checkpoint has besides them is made new. Items it lacks go, but tensors and items."""
     builds: list[tuple[Any, Build]] = []
     for key, saved in value.items():
-        here = x.get(key, MISSING) if key in x else MISSING
+        here = x.get(key, MISSING)
         at = f"{path}.{key}"
         builds.append((key, matcher.new(saved, scope) if here is MISSING else matcher.value(at, here, saved, scope)))
     for key, here in x.items():

@@ -89,9 +89,7 @@ class Saved:
     def _add(self, source: int, entry: Entry) -> None:
         piece = entry.piece
         part = self.shared if piece.owner_rank is None else self.own.setdefault(piece.owner_rank, {})
-        tensor = part.setdefault(piece.fqn, SavedTensor(piece.fqn, piece.shape, piece.dtype))
-        if not tensor.found:
-            tensor.form = piece.form
+        tensor = part.setdefault(piece.fqn, SavedTensor(piece.fqn, piece.shape, piece.dtype, form=piece.form))
         if (tensor.shape, tensor.dtype, tensor.form) != (piece.shape, piece.dtype, piece.form):
             raise CorruptError(f"images disagree on {piece.fqn!r}: {tensor} and {_form(piece)}")
         tensor.found.append((source, entry))

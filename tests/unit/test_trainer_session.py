@@ -95,10 +95,12 @@ def test_training_waits_its_bound_for_a_thread_that_attaches(agent, session):
 def test_a_page_in_use_outlives_its_agent_until_the_end(agent, session):
     page, run_page = session.page, session.run_page
     page.current_step, page.saves = 7, 3
+    page.waiting_image, page.waiting_step = 1, 7
     session.attachment.close()
     in_thread(session.revive).join(10)
     assert session.page is not page
     assert (session.page.current_step, session.page.saves) == (7, 3)
+    assert (session.page.waiting_image, session.page.waiting_step) == (1, 7)
     page.saves += 1
     assert run_page.errors == 0
     session.detach()

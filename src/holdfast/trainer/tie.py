@@ -27,7 +27,8 @@ class Tie:
         """Put down the words that only this process knows: they have to survive a new page."""
         new = self.page
         new.current_step, new.saves, new.stall_ns = old.current_step, old.saves, old.stall_ns
-        new.attempt, new.stop_signal, new.waiting_step = old.attempt, old.stop_signal, old.waiting_step
+        new.attempt, new.stop_signal = old.attempt, old.stop_signal
+        new.waiting_image, new.waiting_step = old.waiting_image, old.waiting_step
 
     def release(self) -> None:
         """Let go of everything."""

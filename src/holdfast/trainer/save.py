@@ -84,7 +84,7 @@ class Save:
             left_s = deadline - time.monotonic()
             status = self._status(wait_s=max(0.0, min(left_s, 5.0)), targets=targets)
             errors = [self._outcome(status, t) for t in targets]
-            if not targets or any(self._reached(status, t) for t in targets):
+            if any(self._reached(status, t) for t in targets):
                 return
             if all(errors):
                 raise next(e for e in errors if e)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ _DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
 
 
 class Archive:
-    """Invariants: reads only. Threads: one; reads run on several.
+    """Invariants: reads only. Threads: one; reads run on several, and are counted.
 
     Attributes:
         read_bytes: how many bytes of images were read so far.
@@ -49,6 +50,7 @@ class Archive:
 
     def __init__(self, tier: Tier, url: str) -> None:
         self._tier, self._url = tier, url
+        self._counting = threading.Lock()
         self.read_bytes = 0
         self.notes: list[str] = []
 
@@ -114,7 +116,8 @@ class Archive:
         return f"{what} be loaded: {'; '.join(reasons)}"
 
     def _count(self, n_bytes: int) -> None:
-        self.read_bytes += n_bytes
+        with self._counting:
+            self.read_bytes += n_bytes
 
 
 def _why(entry: CatalogEntry) -> str:

@@ -157,6 +157,16 @@ def test_generators_go_on_where_they_were():
         assert torch.equal(torch.rand(3, generator=live[key]), torch.rand(3, generator=one))
 
 
+def test_a_generator_of_a_device_that_is_not_here_is_refused_before_anything_is_copied():
+    [image] = images_of({"x": torch.ones(1), "g": torch.Generator()})
+    elsewhere = Source(image.header, image.buffer, image.read_plain().replace(b'"cpu"', b'"meta"'))
+    live: dict[str, Any] = {"x": torch.zeros(1), "g": None}
+    with pytest.raises(LoadError, match="no generator of 'meta' can be made here") as caught:
+        fill(live, [elsewhere])
+    assert caught.value.hint
+    assert live["x"].tolist() == [0.0]
+
+
 def test_tied_tensors_load_tied_or_not():
     weight = torch.arange(4.0)
     images = images_of({"a": weight, "b": weight})

@@ -205,7 +205,8 @@ class Matcher:
     def new(self, value: Any, scope: Scope, device: torch.device = _CPU) -> Build:
         """A saved value without live counterpart: its tensors are allocated.
 
-        Raises: StructureError: it is of a type that is not registered here.
+        Raises: StructureError: it is of a type that is not registered here. LoadError: a generator of a device that is
+            not here. CorruptError.
         """
         if isinstance(value, TensorRef):
             return self._new_tensor(value.fqn, scope, device)
@@ -213,7 +214,8 @@ class Matcher:
             taught, inner = by_tag(value), self.new(value.value, scope, device)
             return lambda: give(taught.name, cast("Build", taught.decode), inner())
         if isinstance(value, GeneratorState):
-            return value.restore
+            generator = value.restore()  # now: its device may not be here
+            return lambda: generator
         if type(value) in DICTS:
             pairs = [(k, self.new(v, scope, device)) for k, v in value.items()]
             return lambda: rebuild(value, [(k, build()) for k, build in pairs])

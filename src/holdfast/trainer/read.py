@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from holdfast.errors import CorruptError, LoadError, NotFoundError, StructureError, UsageError
+from holdfast.errors import CorruptError, NotFoundError, StructureError, UsageError
 from holdfast.format.plain import Opaque, TensorRef
 from holdfast.model.manifest import TensorRecord
 from holdfast.store.ranged import RangedImage
@@ -139,10 +139,7 @@ def _with_parts(value: Any, opened: tuple[list[RangedImage], list[Source]], rank
     plan = LoadPlan(sources, matcher.copies, matcher.first, matcher.differences)
     plan.fill_from(images)
     plan.finish()
-    try:
-        return build()
-    except RuntimeError as e:  # a generator of a device that is not here
-        raise LoadError(f"a value cannot be made here: {e}") from e
+    return build()
 
 
 def _opened(checkpoint: Opened, names: set[str], rank: int | None) -> tuple[list[RangedImage], list[Source]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import CorruptError
+from holdfast.errors import CorruptError, LoadError
 from holdfast.format import plain
 from holdfast.format.checksum import Buffer
 
@@ -20,8 +20,17 @@ class GeneratorState:
     state: bytes
 
     def restore(self, live: torch.Generator | None = None) -> torch.Generator:
-        """The generator, in this state. Raises: CorruptError when torch does not take it."""
-        generator = torch.Generator(self.device) if live is None else live
+        """The generator, in this state.
+
+        Raises: CorruptError when torch does not take it; LoadError when there is no such device here for a new one.
+        """
+        try:
+            generator = torch.Generator(self.device) if live is None else live
+        except (RuntimeError, TypeError) as e:
+            raise LoadError(
+                f"no generator of {self.device!r} can be made here: {e}",
+                hint="put a generator of a device that is here in its place in the state",
+            ) from e
         try:
             generator.set_state(torch.frombuffer(bytearray(self.state), dtype=torch.uint8))
         except (RuntimeError, TypeError) as e:

@@ -273,7 +273,8 @@ class StagePlan:
             page.timed_mask = 0
 
     def forget(self) -> None:
-        """Let go of every view of the slots."""
+        """Let go of every view of the slots, and of the state."""
+        self._capture, self._captured = Capture(), None
         if self._stager is not None:
             self._stager.forget()
         if self._part is not None:

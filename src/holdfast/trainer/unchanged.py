@@ -1,9 +1,9 @@
 """Whether live tensors still have the bytes that were staged. Never asks a version counter: writes can be hidden.
 
 In this process's memory the bytes themselves are compared, on all cores of the rank: as quick as the copy it saves. On
-other devices a fingerprint is computed where the tensor is, and compared with that of the staged bytes: two sums of 64
-bits of words mixed with their places. A change goes unnoticed with a chance of about 1 in 2^64, unless it is made on
-purpose.
+other devices a fingerprint is computed where the tensor is, and compared with the one it had when it was staged: two
+sums of 64 bits of words mixed with their places. A change goes unnoticed with a chance of about 1 in 2^64, unless it is
+made on purpose.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_going_back_and_on_and_crashing(scene: Scene):
 
 BEFORE_WHOLE = {
     "nothing copied": Fault(TRAINER, "holdfast.trainer.plan:StagePlan.stage"),
-    "copied, not staged": Fault(TRAINER, "holdfast.trainer.stage:copy", "after", 2),  # the first one was the load
+    "copied, not staged": Fault(TRAINER, "holdfast.trainer.stage:copy", "after"),
 }
 
 
@@ -72,9 +72,7 @@ def test_a_crash_before_the_first_whole_step_goes_back_again(scene: Scene, point
     """load(step=50) after 100, and the crash comes before anything is whole: 50 again, for the run went back."""
     scene.job = scene.job_with(keep_last=None, every_steps=10, pace_s=0.001)
     scene.finish(steps=101)
-    fault = Fault(
-        TRAINER, "holdfast.trainer.stage:copy" if point == "after" else "holdfast.trainer.plan:StagePlan.stage"
-    )
+    fault = BEFORE_WHOLE[point]
     scene.inject(fault)
     assert scene.run(load_step=50, steps=20) == [-9]
     assert scene.fired(fault) == 1

@@ -12,7 +12,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,9 @@ class Outcome:
 class Ranks:
     """Processes under way. Every one is ended by `results` or `end`, by its own id."""
 
+    rendezvous: Path
     processes: list[Any]
     pipes: list[Connection]
-    outcomes: list[Outcome] = field(default_factory=list)
-    heard: list[list[Any]] = field(default_factory=list)
 
     def pid(self, rank: int) -> int:
         pid = self.processes[rank].pid
@@ -115,6 +114,7 @@ class Ranks:
                 process.join(10)
         for pipe in self.pipes:
             pipe.close()
+        self.rendezvous.unlink(missing_ok=True)
 
 
 def start(
@@ -127,12 +127,11 @@ def start(
     **kwargs: Any,
 ) -> Ranks:
     """Fork `world_size` ranks, each of which calls `job(tell, *args, **kwargs)` with torch.distributed ready."""
-    rendezvous = f"/tmp/holdfast-rendezvous-{uuid.uuid4().hex}"
-    ranks = Ranks([], [])
+    ranks = Ranks(Path(f"/tmp/holdfast-rendezvous-{uuid.uuid4().hex}"), [], [])
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=True)
         settings = _settings() | (env or {})
-        task = _Task(rank, world_size, rendezvous, settings, job, args, kwargs)
+        task = _Task(rank, world_size, str(ranks.rendezvous), settings, job, args, kwargs)
         process = context.Process(target=_run, args=(theirs, task), daemon=True)
         process.start()
         theirs.close()
@@ -182,7 +181,6 @@ def _run(pipe: Connection, task: _Task) -> None:
     pipe.close()
     if many and outcome.error is None:
         dist.destroy_process_group()
-    Path(task.rendezvous).unlink(missing_ok=True)
     os._exit(0)
 
 

@@ -124,6 +124,7 @@ def test_values_of_each_rank_at_another_number_of_ranks(place, forker):
 def test_under_torchrun_a_killed_rank_restarts_all_from_memory(place):
     script = Path(__file__).parent / "train_ddp.py"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command += ["--log-dir", str(place.home.parent / "logs")]  # else in a directory that stays in /tmp
     # Else torch 2.13's gloo meets the dead ranks' addresses in the store it shares with torchrun.
     env = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,36 @@ from tests.fault.harness.oracle import Violation
 
 ROOT = Path(__file__).parents[3]
 _POLL_S = 0.005
+# torch imports torch._dynamo when the first optimizer is made, in every process.
+_IMPORTS = (
+    *("torch", "torch.distributed", "torch._dynamo", "numpy", "msgspec", "awscrt.checksums", "http.client", "psutil"),
+    *("asyncio", "aiohttp.web", "prometheus_client", "logging", "concurrent.futures.thread", "hashlib", "uuid"),
+    *("difflib", "secrets", "statistics", "tests.fault.harness.scripts", "tests.fault.inject.spawning"),
+)
 
 
 class Zygote:
-    """The process that forks trainers and agents. One per test session. Threads: one."""
+    """The process that forks trainers and agents. One per test session. Threads: one.
 
-    def __init__(self) -> None:
+    Args:
+        imports: the modules that what it forks finds imported.
+    """
+
+    def __init__(self, imports: Sequence[str] = _IMPORTS) -> None:
         environ = dict(os.environ)
         paths = [str(ROOT / "tests/fault/site"), str(ROOT), str(ROOT / "src"), environ.get("PYTHONPATH", "")]
         environ["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
         self._directory = tempfile.mkdtemp()
         self.socket = os.path.join(self._directory, "socket")
-        command = [sys.executable, "-m", "tests.fault.harness.zygote", self.socket]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, cwd=ROOT)
+        command = [sys.executable, "-m", "tests.fault.harness.zygote", self.socket, *imports]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environ,
+            cwd=ROOT,
+            start_new_session=True,  # Ctrl-C is not for it: scenes that are closed then ask it for their agents
+        )
         self._pending = b""
         self._answers: list[dict[str, Any]] = []
         self.exits: dict[int, int] = {}

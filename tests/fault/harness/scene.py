@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.fault.harness.job import Job
 from tests.fault.harness.oracle import Violation
-from tests.fault.harness.processes import Trainer, Zygote, kill_all, started_agents
+from tests.fault.harness.processes import Trainer, Zygote, kill_all
 from tests.fault.inject import spawning
 from tests.fault.inject.disk import cut_power
 from tests.fault.inject.faults import COMMAND, VARIABLE, Fault, Plan
@@ -33,10 +33,7 @@ Event = dict[str, Any]
 
 
 class Scene:
-    """Invariant: after `close` no process and no memory of it is left.
-
-    `real_spawn`: agents are started as in production, not forked.
-    """
+    """Invariant: after `close` no process and no memory of it is left."""
 
     def __init__(self, zygote: Zygote, directory: Path) -> None:
         self._zygote = zygote
@@ -48,7 +45,6 @@ class Scene:
         self.fired_log = directory / "fired"
         self.job = Job(url=f"file://{self.home}", log=str(self.log))
         self.life = 0
-        self.real_spawn = False
         self._commands = 0
         self._events: list[Event] = []
         self._log_read = 0
@@ -87,7 +83,7 @@ class Scene:
             **_SETTINGS,
             "HOLDFAST_ARENA_DIR": str(self.arena),
             VARIABLE: str(self.directory / "plan"),
-            spawning.VARIABLE: "" if self.real_spawn else self._zygote.socket,
+            spawning.VARIABLE: self._zygote.socket,
             **job.environ,
         }
         out = self.directory / f"out-{job.life}-{job.rank}"
@@ -125,7 +121,7 @@ class Scene:
 
     def agents(self) -> list[int]:
         """Process ids of the agent, and of any that is starting."""
-        return self._zygote.agents(self.arena) + (started_agents(self.arena) if self.real_spawn else [])
+        return self._zygote.agents(self.arena)
 
     def until(self, look: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
         """The first true answer of `look`. Raises: Violation when it never comes."""

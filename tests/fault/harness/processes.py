@@ -105,6 +105,7 @@ class Zygote:
                 if "exit" in line:
                     self.exits[line["exit"]] = line["status"]
                 else:
+                    self.exits.pop(line.get("pid"), None)  # of an earlier process of that number
                     self._answers.append(line)
             wait_s = 0.0
 

@@ -1,4 +1,4 @@
-"""Processes of tests: ranks forked from one that has imported torch, and agents found by their arena directory."""
+"""Processes of tests: ranks forked from one that has imported torch, and agents, which are found by their arena."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests.fault.harness.processes import Zygote, started_agents
+from tests.fault.inject import spawning
 
 _PRELOAD = [
     "torch",
     "torch.distributed",
     "torch._dynamo",
     "holdfast.trainer.checkpointer",
+    "tests.integration.processes",
     "tests.integration.jobs",
     "tests.integration.sharded_jobs",
 ]
@@ -163,6 +166,7 @@ def _run(pipe: Connection, task: _Task) -> None:
     import torch.distributed as dist
 
     os.environ.update(task.settings)
+    spawning.install_here()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(_STUCK_S)
@@ -185,16 +189,16 @@ def _run(pipe: Connection, task: _Task) -> None:
 
 
 # Agents --------------------------------------------------------------------------------------------------------------
+zygotes: list[Zygote] = []
+"""Those that fork agents in this session."""
+
+
 def agents(arena_dir: Path) -> list[psutil.Process]:
-    """The agents whose arena lies in that directory."""
+    """The agents whose arena lies in that directory, started or forked."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-        except psutil.Error:
-            continue
-        if len(command) > 3 and command[2] == "holdfast.agent" and command[3].startswith(f"{arena_dir}/"):
-            found.append(process)
+    for pid in [*started_agents(arena_dir), *(pid for zygote in zygotes for pid in zygote.agents(arena_dir))]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
     return found
 
 
@@ -204,7 +208,7 @@ def end_agents(arena_dir: Path) -> None:
     for process in (ended := agents(arena_dir)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    # Not until they are reaped: that is for init, which may look once a second.
+    # Not until they are reaped: of those that were started that is for init, which may look once a second.
     while any(_runs(p) for p in ended) and time.monotonic() < deadline:
         time.sleep(0.005)
 

@@ -25,7 +25,7 @@ from holdfast.wire import messages  # noqa: E402
 from holdfast.wire.spawn import SOCKET  # noqa: E402
 from holdfast.wire.status import Flush, History, Stall  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.started_agents]
 
 
 class Rows(HTMLParser):

@@ -80,6 +80,7 @@ def test_leaving_by_an_exception_keeps_the_memory_for_the_next(place):
         assert (state["x"] == 7).all()
 
 
+@pytest.mark.started_agents  # by the trainer that dies
 def test_an_agent_survives_its_trainer_and_serves_the_restart_from_memory(place, forker):
     job = processes.start(forker, 1, jobs.hold, place.url, step=3)
     job.hear(0)

@@ -1,15 +1,13 @@
 """A tier that hangs: the agent that waits for it still ends, and makes room for the next one."""
 
-import os
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.fault.inject.faults import AGENT, VARIABLE, Fault, Plan  # noqa: E402
+from tests.fault.inject.faults import AGENT, Fault  # noqa: E402
 from tests.integration import processes  # noqa: E402
 from tests.integration.place import due, until  # noqa: E402
 
@@ -17,30 +15,22 @@ import holdfast  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def hanging(tmp_path, monkeypatch):
-    """Agents from now on hang in their first flush. Returns the file that says that one does."""
-    plan = tmp_path / "plan.json"
-    fault = Fault(AGENT, "holdfast.store.flush:flush_while_sealed", do="pause", arg=str(tmp_path / "never"))
-    Plan(str(tmp_path / "fired"), faults=(fault,)).write(plan)
-    monkeypatch.setenv(VARIABLE, str(plan))
-    paths = [str(ROOT / "tests/fault/site"), str(ROOT / "src"), str(ROOT)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    return tmp_path / "fired"
+def hanging(tmp_path, inject):
+    """Agents from now on hang in their first flush. Returns what tells whether one does."""
+    return inject(Fault(AGENT, "holdfast.store.flush:flush_while_sealed", do="pause", arg=str(tmp_path / "never")))
 
 
-def test_a_hanging_tier_does_not_keep_the_next_agent_out(place, hanging, monkeypatch):
+def test_a_hanging_tier_does_not_keep_the_next_agent_out(place, hanging, inject, monkeypatch):
     monkeypatch.setenv("HOLDFAST_GRACE_S", "1")
     state = {"x": torch.ones(1000)}
     with suppress(ZeroDivisionError), holdfast.Checkpointer(place.url) as ckpt:
         ckpt.load(state)
         due(ckpt.save(1, state)).wait("memory", timeout_s=30)
-        until(hanging.exists, "the flush hangs")
+        until(hanging, "the flush hangs")
         raise ZeroDivisionError
-    monkeypatch.delenv(VARIABLE)
+    inject()
     [agent] = processes.agents(place.arena_dir)
     agent.terminate()
     until(lambda: not (place.arena / "agent.sock").exists(), "the grace is over")
@@ -61,7 +51,7 @@ def test_memory_is_freed_though_a_tier_hangs(place, hanging):
     state = {"x": torch.ones(1000)}
     ckpt.load(state)
     due(ckpt.save(1, state)).wait("memory", timeout_s=30)
-    until(hanging.exists, "the flush hangs")
+    until(hanging, "the flush hangs")
     ckpt.close(discard=True)
     until(lambda: not processes.agents(place.arena_dir), "the agent ends", within_s=9)
     assert not place.arena.exists()

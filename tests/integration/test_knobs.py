@@ -55,6 +55,7 @@ def affinities(pid):
     return [os.sched_getaffinity(int(t.name)) for t in Path(f"/proc/{pid}/task").iterdir()]
 
 
+@pytest.mark.started_agents  # with the cores of whoever starts them
 def test_the_agent_keeps_off_the_cores_of_its_trainers(place):
     mine = os.sched_getaffinity(0)
     if len(mine) < 2:

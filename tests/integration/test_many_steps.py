@@ -23,7 +23,7 @@ from holdfast.model.identity import CheckpointId, ImageId  # noqa: E402
 from holdfast.store.catalog import KnownManifests, read_catalog  # noqa: E402
 from holdfast.tiers.posix import PosixTier  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.started_agents]
 
 STEPS = 10_000
 LISTING_S = 30.0

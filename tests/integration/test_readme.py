@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import holdfast  # noqa: E402
 from holdfast.cli import main  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.started_agents]
 
 README = Path(__file__).parents[2] / "README.md"
 ELSEWHERE = ("demo", "bench")

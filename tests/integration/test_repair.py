@@ -1,13 +1,10 @@
 """A bad copy on one tier is found, another one used, and the bad one re-made: by a load, a flush, or a person."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.fault.inject.faults import AGENT, VARIABLE, Fault, Plan  # noqa: E402
+from tests.fault.inject.faults import AGENT, Fault  # noqa: E402
 from tests.integration import processes  # noqa: E402
 from tests.integration.place import Place, due, until  # noqa: E402
 
@@ -16,7 +13,6 @@ from holdfast.errors import HoldfastError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-ROOT = Path(__file__).parents[2]
 N = 200_000
 
 
@@ -116,20 +112,17 @@ def test_a_repair_that_fails_is_reported_and_training_goes_on(place, far, config
         alone.load(state, step=2)
 
 
-def test_a_disk_that_cannot_be_read_is_no_bad_copy(place, far, config, tmp_path, monkeypatch):
+def test_a_disk_that_cannot_be_read_is_no_bad_copy(place, config, inject):
     """EIO says nothing of the bytes: the other copy is used, and nothing is written over."""
     save_steps(config, 1, 2)
     until(lambda: not processes.agents(place.arena_dir), "memory is freed")
-    images = str(place.home / "images")
-    fault = Fault(AGENT, "os:preadv", do="fail", arg="EIO", below=images)
-    Plan(str(tmp_path / "fired"), faults=(fault,)).write(tmp_path / "plan.json")
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "plan.json"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / p) for p in ("tests/fault/site", "src", ".")))
+    fault = Fault(AGENT, "os:preadv", do="fail", arg="EIO", below=str(place.home / "images"))
+    fired = inject(fault)
     state = filled(-1)
     with holdfast.Checkpointer(config) as ckpt:
         assert ckpt.load(state) == 2
         assert (state["x"] == 2).all()
-        assert str(fault) in (tmp_path / "fired").read_text()
+        assert str(fault) in fired()
         assert [e["kind"] for e in place.status()["last_errors"]] == ["tier-unavailable"]
         assert repaired(place) == {"near": 0, "far": 0}
     assert not (place.home / "quarantine").exists()

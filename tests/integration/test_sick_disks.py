@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.fault.inject.faults import AGENT, VARIABLE, Fault, Plan  # noqa: E402
+from tests.fault.inject.faults import AGENT, Fault  # noqa: E402
 from tests.integration import processes  # noqa: E402
 from tests.integration.place import Place, due, until  # noqa: E402
 
@@ -25,7 +25,6 @@ from holdfast.errors import DeadlineError, HoldfastError  # noqa: E402
 # The next save warns of what failed; that it does is told elsewhere.
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
-ROOT = Path(__file__).parents[2]
 N = 400_000
 
 
@@ -34,10 +33,10 @@ def filled(value):
 
 
 class Job:
-    """Trains on a sick and on a sound tier; `other` steps are saved meanwhile."""
+    """Trains on a sick and on a sound tier. `inject` gives agents faults, or takes them away."""
 
-    def __init__(self, sick, sound, *, sick_home):
-        self.sick, self.sound = sick, sound
+    def __init__(self, sick, sound, inject, *, sick_home):
+        self.sick, self.sound, self.inject = sick, sound, inject
         self.step = 0
         memory = holdfast.TierConfig("memory:", keep_last=2)
         files = [
@@ -81,6 +80,7 @@ class Job:
     def end(self):
         self.ckpt.close()
         until(lambda: not processes.agents(self.sick.arena_dir), "the agent ends")
+        self.inject()
         for place in (self.sick, self.sound):
             state = filled(-1)
             with holdfast.Checkpointer(place.url) as ckpt:
@@ -90,12 +90,12 @@ class Job:
 
 
 @pytest.fixture
-def train(place, sound):
+def train(place, sound, inject):
     """Begins a job; ends it also when the test fails."""
     jobs = []
 
     def begin(sick=place, *, sick_home=True):
-        jobs.append(Job(sick, sound, sick_home=sick_home))
+        jobs.append(Job(sick, sound, inject, sick_home=sick_home))
         jobs[0].begin()
         return jobs[0]
 
@@ -110,26 +110,6 @@ def sound(place):
     return Place(place.home.parent / "sound", place.arena_dir)
 
 
-@pytest.fixture
-def fired(tmp_path):
-    path = tmp_path / "fired"
-    return lambda: path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.fixture
-def injected(place, tmp_path, monkeypatch):
-    """Faults of agents from now on, each while the file of its name exists."""
-
-    def inject(*faults):
-        plan = tmp_path / "plan.json"
-        Plan(str(tmp_path / "fired"), faults=faults).write(plan)
-        monkeypatch.setenv(VARIABLE, str(plan))
-        paths = [str(ROOT / "tests/fault/site"), str(ROOT / "src"), str(ROOT)]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-
-    return inject
-
-
 KINDS = {
     "EIO": ("tier-unavailable", "dmesg"),
     "EDQUOT": ("tier-full", "quota"),
@@ -139,7 +119,7 @@ KINDS = {
 }
 
 
-def test_system_calls_that_fail(place, train, tmp_path, injected, fired):
+def test_system_calls_that_fail(place, train, tmp_path, inject):
     """Writes, syncs and renames, one after the other, in one job."""
     # A failed fsync is never tried again: the kernel calls clean what it could not write.
     calls = {"os:pwrite": KINDS, "os:fsync": {"EIO": ("tier", "dmesg"), "EDQUOT": KINDS["EDQUOT"]}}
@@ -150,7 +130,7 @@ def test_system_calls_that_fail(place, train, tmp_path, injected, fired):
         for at, names in calls.items()
         for name in names
     }
-    injected(*faults.values())
+    fired = inject(*faults.values())
     job = train()
     for (at, name), fault in faults.items():
         now = Path(fault.while_there)
@@ -163,29 +143,29 @@ def test_system_calls_that_fail(place, train, tmp_path, injected, fired):
     job.end()
 
 
-def test_short_writes_are_gone_on_with(place, train, injected, fired):
+def test_short_writes_are_gone_on_with(place, train, inject):
     fault = Fault(AGENT, "os:pwrite", do="half", below=str(place.home))
-    injected(fault)
+    fired = inject(fault)
     job = train()
     job.save_well()
     assert str(fault) in fired()
     job.end()
 
 
-def test_a_sync_that_hangs(place, train, tmp_path, injected, fired):
+def test_a_sync_that_hangs(place, train, tmp_path, inject):
     """Saves go on, the sound tier gets every step but those that had no slot, and waiting ends when it was told to."""
     go, hangs = tmp_path / "go", tmp_path / "hangs"
     fault = Fault(AGENT, "os:fsync", do="pause", arg=str(go), while_there=str(hangs), below=str(place.home))
-    injected(fault)
+    fired = inject(fault)
     job = train()
     hangs.touch()
     saved = job.save()
+    until(lambda: str(fault) in fired(), "the sync hangs")
     began = time.monotonic()
     with pytest.raises(DeadlineError, match="sick"):
-        saved.wait("sick", timeout_s=2)
+        saved.wait("sick", timeout_s=0.5)
     assert time.monotonic() - began < 10
     saved.wait("sound", timeout_s=60)
-    assert str(fault) in fired()
     for _ in range(4):
         job.save().wait("sound", timeout_s=60)
     go.touch()
@@ -195,10 +175,11 @@ def test_a_sync_that_hangs(place, train, tmp_path, injected, fired):
     job.end()
 
 
-def test_a_listing_that_hangs(place, train, tmp_path, injected, fired):
+def test_a_listing_that_hangs(place, train, tmp_path, inject):
     """Images are written; what looks into a directory hangs, as a commit does. The sound tier's commits go on."""
     go, hangs = tmp_path / "go", tmp_path / "hangs"
-    injected(Fault(AGENT, "os:scandir", do="pause", arg=str(go), while_there=str(hangs), below=str(place.home)))
+    fault = Fault(AGENT, "os:scandir", do="pause", arg=str(go), while_there=str(hangs), below=str(place.home))
+    fired = inject(fault)
     job = train(sick_home=False)
     hangs.touch()
     saved = [job.save()]
@@ -206,7 +187,7 @@ def test_a_listing_that_hangs(place, train, tmp_path, injected, fired):
     for _ in range(6):
         saved.append(job.save())
         saved[-1].wait("sound", timeout_s=60)
-    assert fired()
+    assert str(fault) in fired()
     go.touch()
     hangs.unlink()
     until(lambda: all(s.done() for s in saved), "all are settled", within_s=60)
@@ -214,11 +195,12 @@ def test_a_listing_that_hangs(place, train, tmp_path, injected, fired):
     job.end()
 
 
-def test_an_agent_that_starts_beside_a_disk_that_hangs(place, train, tmp_path, injected, monkeypatch):
+def test_an_agent_that_starts_beside_a_disk_that_hangs(place, train, tmp_path, inject, monkeypatch):
     """Memory is found and loaded; the sound tier goes on; the sick one has the step when it answers again."""
     monkeypatch.setenv("HOLDFAST_AGENT_START_TIMEOUT_S", "30")
     go, hangs = tmp_path / "go", tmp_path / "hangs"
-    injected(Fault(AGENT, "os:scandir", do="pause", arg=str(go), while_there=str(hangs), below=str(place.home)))
+    fault = Fault(AGENT, "os:scandir", do="pause", arg=str(go), while_there=str(hangs), below=str(place.home))
+    fired = inject(fault)
     job = train(sick_home=False)
     saved = job.save()
     saved.wait("memory", timeout_s=60)
@@ -233,6 +215,7 @@ def test_an_agent_that_starts_beside_a_disk_that_hangs(place, train, tmp_path, i
     assert time.monotonic() - began < 60
     assert (state["x"] == job.step).all()
     job.save().wait("sound", timeout_s=60)
+    assert str(fault) in fired()
     go.touch()
     hangs.unlink()
     job.save_well()
@@ -302,14 +285,14 @@ def test_files_that_may_not_grow(place, train, limited):
     job.end()
 
 
-def test_clocks_that_jump_a_year(place, sound, train, tmp_path, injected, fired):
+def test_clocks_that_jump_a_year(place, sound, train, tmp_path, inject):
     """Forth and back, in the agent and in the trainer, and every file of the run is a year old or of next year."""
     year_s = 365 * 86400.0
     jumps = [
         Fault(AGENT, "time:time", do="later", arg=str(by), while_there=str(tmp_path / f"jump{by:.0f}"))
         for by in (year_s, -2 * year_s)
     ]
-    injected(*jumps)
+    fired = inject(*jumps)
     job = train()
     for jump in jumps:
         Path(jump.while_there).touch()

@@ -12,6 +12,8 @@ from tests.integration.place import until
 from holdfast.config import Config
 from holdfast.wire import spawn
 
+pytestmark = pytest.mark.started_agents
+
 
 @pytest.fixture
 def settings(place):

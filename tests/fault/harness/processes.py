@@ -152,8 +152,9 @@ def started_agents(arena: Path) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-                if b"holdfast.agent" in words and any(w.startswith(os.fsencode(arena) + b"/") for w in words):
+                _, *words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                # Not the shell that starts one, which has these words, too.
+                if words[:2] == [b"-m", b"holdfast.agent"] and words[2].startswith(os.fsencode(arena) + b"/"):
                     found.append(int(entry.name))
     return found
 

@@ -36,6 +36,11 @@ def posix(root: Path, *, wrap=lambda tier: tier, **options) -> Place:
     return Place(open_, stored, unfinished, close=close)
 
 
+def unsynced(root: Path, **options) -> Place:
+    """Nothing waits for the disk: what reaches it is a matter of test_posix.py."""
+    return posix(root, fsync=lambda fd: None, **options)
+
+
 def memory(root: Path) -> Place:
     slots = HeapSlots()
     tier = MemoryTier(slots)
@@ -48,13 +53,13 @@ def memory(root: Path) -> Place:
 
 PLACES = {
     "posix": posix,
-    "posix-buffered": lambda root: posix(root, direct=False),
-    "nvme": lambda root: posix(root, scope=Scope.NODE, recycle_from_bytes=1),
+    "posix-buffered": lambda root: unsynced(root, direct=False),
+    "nvme": lambda root: unsynced(root, scope=Scope.NODE, recycle_from_bytes=1),
     "memory": memory,
-    "retry": lambda root: posix(root, wrap=Retry),
-    "throttle": lambda root: posix(root, wrap=lambda t: Throttle(t, write_bytes_per_s=1e12, read_bytes_per_s=1e12)),
-    "faults": lambda root: posix(root, wrap=Faults),
-    "all-wrappers": lambda root: posix(root, wrap=lambda t: Retry(Throttle(Faults(t), write_bytes_per_s=1e12))),
+    "retry": lambda root: unsynced(root, wrap=Retry),
+    "throttle": lambda root: unsynced(root, wrap=lambda t: Throttle(t, write_bytes_per_s=1e12, read_bytes_per_s=1e12)),
+    "faults": lambda root: unsynced(root, wrap=Faults),
+    "all-wrappers": lambda root: unsynced(root, wrap=lambda t: Retry(Throttle(Faults(t), write_bytes_per_s=1e12))),
 }
 
 

@@ -1,6 +1,7 @@
 """`holdfast status` beside agents that live, are stopped, are gone; pages in files; live on a terminal."""
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -27,12 +28,8 @@ STATE = {"x": torch.ones(10_000)}
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*args: object) -> tuple[int, dict]:
-        code = main(["status", *map(str, args), "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return call
+def run(run):
+    return functools.partial(run, "status")
 
 
 @contextlib.contextmanager
@@ -60,7 +57,7 @@ def test_what_status_shows_of_a_living_run(place, run, capsys, tmp_path, monkeyp
         check_page(place, tmp_path, capsys, monkeypatch)
         check_memory(place, capsys)
         check_live(place)
-        check_silence(place, run, capsys)
+        check_silence(place, run, capsys, monkeypatch)
 
 
 def check_document(place, run):
@@ -124,8 +121,9 @@ def check_memory(place, capsys):
     assert capsys.readouterr().out.startswith("step 3 (attempt 1) of run")
 
 
-def check_silence(place, run, capsys):
+def check_silence(place, run, capsys, monkeypatch):
     """An agent that lives and does not answer is shown as such, within the deadline."""
+    monkeypatch.setattr("holdfast.cli.agents.ANSWER_S", 0.5)
     [agent] = processes.agents(place.arena_dir)
     with stopped(agent.pid):
         began = time.monotonic()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -41,7 +42,6 @@ def crowded(place):
     tier = PosixTier(str(place.home), create=False)
     one = store.make(1, 0, world_size=1)
     [image] = one.images
-    record_bytes = len(image.data)
     first = place.home / image.key
     first.parent.mkdir(parents=True)
     first.write_bytes(image.data)
@@ -50,14 +50,12 @@ def crowded(place):
             path = place.home / names.image_key(ImageId(1, step, 0))
             os.makedirs(path.parent)
             os.link(first, path)
-        (place.home / names.manifest_key(CheckpointId(1, step))).write_bytes(_manifest(one, step, record_bytes))
+        (place.home / names.manifest_key(CheckpointId(1, step))).write_bytes(_manifest(one, step))
     tier.close()
     return place
 
 
-def _manifest(one, step, size_bytes):
-    from dataclasses import replace
-
+def _manifest(one, step):
     header = replace(one.images[0].header, id=ImageId(1, step, 0))
     record = replace(one.images[0].record, id=ImageId(1, step, 0))
     return codec.encode(codec.build([header], [record], one.plain))

@@ -25,6 +25,9 @@ _IMPORTS = (
     *("torch", "torch.distributed", "torch._dynamo", "numpy", "msgspec", "awscrt.checksums", "http.client", "psutil"),
     *("asyncio", "aiohttp.web", "prometheus_client", "logging", "concurrent.futures.thread", "hashlib", "uuid"),
     *("difflib", "secrets", "statistics", "tests.fault.harness.scripts", "tests.fault.inject.spawning"),
+    # What does no I/O, so that a recorded disk is told all, and has taken no function by name that a fault replaces.
+    *("holdfast.lifecycle.node", "holdfast.lifecycle.run", "holdfast.wire.messages", "holdfast.wire.pages"),
+    *("holdfast.wire.status", "holdfast.format.image", "holdfast.format.manifest", "holdfast.format.plain"),
 )
 
 

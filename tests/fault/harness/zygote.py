@@ -1,9 +1,9 @@
 """A process that has imported torch and forks trainers and agents: a restart costs 0.2 s instead of 2 s.
 
 It computes nothing itself, so that it has one thread when it forks. What it imports are its arguments but the first;
-children with faults need one that has imported nothing of holdfast, so that these are in place before. Requests and
-answers are JSON lines on stdin and stdout; a trainer that wants an agent asks on the socket whose path is the first
-argument. It ends, and its children with it, when stdin does.
+faults of its children come after that and before all else. Requests and answers are JSON lines on stdin and stdout; a
+trainer that wants an agent asks on the socket whose path is the first argument. It ends, and its children with it, when
+stdin does.
 """
 
 from __future__ import annotations

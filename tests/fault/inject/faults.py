@@ -98,7 +98,7 @@ def install_in_agent() -> None:
 
 
 def install(process: str, rank: int = 0) -> None:
-    """Put the plan's faults into this process. Before anything of holdfast is imported."""
+    """Put the plan's faults into this process. Before anything has taken by name what they replace."""
     path = os.environ.get(VARIABLE)
     if not path:
         return

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
+from hypothesis.internal.conjecture import engine
 
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None, max_examples=2000)
+# A failing example is printed before the test runs out of time: it is made smaller for so long only (Hypothesis then
+# speaks of five minutes), and not explained, which traces every line of many more runs.
+engine.MAX_SHRINKING_SECONDS = 40
+PHASES = [p for p in Phase if p is not Phase.explain]
+settings.register_profile("ci", deadline=None, derandomize=True, phases=PHASES)
+settings.register_profile("explore", deadline=None, max_examples=2000, phases=PHASES)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 GRACE_S = 3.0

@@ -383,6 +383,28 @@ def test_a_person_prunes_a_step_while_it_is_being_committed():
     assert not world.stores["posix"].images
 
 
+@pytest.mark.parametrize("answer", ["fails", "is skipped"])
+def test_a_flush_that_comes_to_nothing_during_a_commit_changes_nothing(answer):
+    """A new agent flushes anew what stands on the tier already; the commit found there is under way."""
+    world = started(World(rules_of(posix=1)))
+    world.save(1)
+    world.work(actions.Seal, actions.CheckWhole, actions.Upload)
+    world.restart_agents()
+    world.work(actions.Verify, actions.CheckWhole)
+    assert any(world.find(actions.Commit))
+    if answer == "fails":
+        world.fail(next(world.find(actions.Upload)))
+    else:
+        world.tell_run(events.FlushSkipped("n0", "posix", CheckpointId(1, 1)))
+    assert tier_states(world, 1) == {"posix": "flushing"}
+    world.asked.add(CheckpointId(1, 1))
+    world.excused.add(CheckpointId(1, 1))
+    world.tell_run(events.PruneAsked(frozenset({CheckpointId(1, 1)})))
+    assert not any(world.find(actions.Prune)), "not under the commit"
+    world.work()
+    assert committed(world) == []
+
+
 def test_a_deletion_begun_before_a_restart_is_finished():
     world = started(World(rules_of(posix=1)), 1, 2)
     world.stores["posix"].tombstones.add(CheckpointId(1, 1))

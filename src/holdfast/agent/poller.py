@@ -39,6 +39,7 @@ class Poller:
         """One look at every page. Trainer pages first: what a rank has passed was staged before, if at all."""
         self._polls += 1
         at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
+        given_up = {rank: t.page.given_up_step for rank, t in self._launches.trainers.items()}
         gone = self._newly_gone() if self._polls % _OWNER_EVERY == 0 else []
         staged = [s for s in list(self._arena.slots.values()) if not self._look(s)]
         # An image that steps share is staged before those that rely on it, so it is told before: what stands in
@@ -50,7 +51,7 @@ class Poller:
             self._tell(slot, rules)
         for rank, trainer in self._launches.trainers.items():
             self._wanting(rank, trainer)
-            self._progress(rank, trainer, at[rank])
+            self._progress(rank, at[rank], given_up[rank])
         for rank in gone:
             self._gone.add(rank)
             self._dispatch(events.RankGone(rank))
@@ -96,11 +97,10 @@ class Poller:
             self._waiting[rank] = step
             self._dispatch(events.SlotWanted(rank, step, trainer.page.waiting_image))
 
-    def _progress(self, rank: int, trainer: Trainer, at: CheckpointId | None) -> None:
-        """Tell how far a rank is: what it has not staged below that step it never will."""
+    def _progress(self, rank: int, at: CheckpointId | None, given_up: int) -> None:
+        """Tell how far a rank is: what it has not staged below that step, or of one it gave up, it never will."""
         if at is None:
             return
-        given_up = trainer.page.given_up_step
         if given_up < 0:
             self._given_up.pop(rank, None)
         elif given_up != self._given_up.get(rank):

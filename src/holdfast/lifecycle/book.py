@@ -34,6 +34,8 @@ class TierBook:
     remains: set[CheckpointId] = field(default_factory=set)
     """Images stand there that no manifest will name."""
     deleting: frozenset[CheckpointId] = frozenset()
+    awaited: bool = False
+    """Some of what is to go has to wait until every rank is past it."""
     refused: set[CheckpointId] = field(default_factory=set)
     """Of the doomed those that had to stay for now, and that somebody was told of."""
     resting: set[CheckpointId] = field(default_factory=set)

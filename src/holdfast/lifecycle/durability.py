@@ -88,7 +88,8 @@ class Durability:
         if record is not None and record.shared:
             # Perhaps it is what it shares that is not there as it should be: for later steps it is flushed anew.
             self._p.to_nodes(events.CopiesInDoubt(event.tier, event.checkpoint))
-        self._p.close_open(event.checkpoint, event.tier, TierState.FAILED, event.error)
+        if record is not None and is_committing(record, event.tier):
+            self._p.close_tier(record, event.tier, TierState.FAILED, event.error)
         self._p.delete(event.tier)
 
     def _retain(self, tier: str) -> None:
@@ -109,6 +110,7 @@ class Durability:
         for checkpoint in sorted(self._ledger.records):
             self._compare(checkpoint, event.tier)
         self._p.drop_incomplete()
+        self._p.forget_idle()
         self._p.delete(event.tier)
 
     def _compare(self, checkpoint: CheckpointId, tier: str) -> None:
@@ -131,6 +133,7 @@ class Durability:
         if event.tier in self._ledger.books:
             self._ledger.books[event.tier].read = True
             self._p.drop_incomplete()
+            self._p.forget_idle()
 
     # -- deletions ----------------------------------------------------------------------------------------------------
     def prune_asked(self, event: events.PruneAsked) -> None:
@@ -143,7 +146,7 @@ class Durability:
             record = self._ledger.records.get(checkpoint)
             for name in names:
                 self._ledger.books[name].doomed.add(checkpoint)
-                if record is not None and not is_committing(record, name):
+                if record is not None:
                     self._p.close_open(checkpoint, name, TierState.DROPPED, pruned_error(checkpoint, name))
             if record is not None and event.tier is None and not record.lost:
                 self._p.lose(record, pruned_error(checkpoint, None))

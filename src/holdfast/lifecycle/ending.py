@@ -55,6 +55,7 @@ class Ending:
         """Nobody stages anything more, and nobody said that the memory may go."""
         self._ledger.everyone_gone = True
         self._p.drop_incomplete()
+        self._p.delete_passed()
         if self._goal is Goal.NONE or (self._goal is Goal.CLOSING and self._failed):
             self._begin(Goal.DETACHED)
             self._p.do(actions.StartTimer(IDLE, self.idle_s))
@@ -72,6 +73,7 @@ class Ending:
         """Every rank closed."""
         self._ledger.everyone_gone = True
         self._p.drop_incomplete()
+        self._p.delete_passed()
         if self._goal is Goal.TERMINATING:
             return
         self._p.do(actions.StopTimer(IDLE))

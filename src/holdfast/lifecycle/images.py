@@ -27,6 +27,7 @@ class Images:
     def staged(self, event: events.ImageStaged) -> None:
         """A rank staged an image."""
         self._ledger.gone.discard(event.image.rank)
+        self._ledger.hear_of(event.image, event.world_size)
         if event.image.image:
             self._shared_staged(event)
             return
@@ -41,6 +42,7 @@ class Images:
         self._p.advance(record)
         self._p.drop_if_missing(record)
         self._p.changed(record)
+        self._p.delete_passed()
 
     def _skip_unagreed(self, record: StepRecord, event: events.ImageStaged) -> None:
         """A rank that read too late that a tier is due has no flush to it: the step is given up there for all.
@@ -166,6 +168,7 @@ class Images:
 
     def found(self, tier: str, image: actions.KnownImage) -> None:
         """An image stands on a tier since before a restart: the step may be complete there."""
+        self._ledger.hear_of(image.record.id, image.header.world_size)
         if image.record.id.image:
             shared = self._ledger.sharing.of(image.record.id)
             shared.known = shared.known or image

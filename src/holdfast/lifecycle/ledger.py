@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from holdfast.lifecycle.book import TierBook
 from holdfast.lifecycle.sharing import Sharing
@@ -30,9 +31,15 @@ class Ledger:
     lineage: Lineage | None = None
     superseded_by: int = 0
     at: dict[int, CheckpointId] = field(default_factory=dict)
+    done: dict[int, CheckpointId] = field(default_factory=dict)
+    """Per rank the newest step it gave up, or staged its first image of, which is the last it stages of a step."""
+    world_size: int = 0
+    """Ranks of the attempt that trains; 0 while nothing of theirs was heard of."""
     gone: set[int] = field(default_factory=set)
     """Ranks whose process is gone."""
     everyone_gone: bool = False
+    _slow: int = 0
+    """A rank that was found to be behind: looked at first, because there may be very many."""
     untold: set[str] = field(default_factory=set)
     """Nodes that have yet to say what they hold."""
     loads: Counter[CheckpointId] = field(default_factory=Counter)
@@ -82,6 +89,34 @@ class Ledger:
             return next((r for r in range(record.world_size) if not record.staged_by(r)), None)
         news = sorted(self.gone | self.at.keys()) if rank is None else [rank]
         return next((r for r in news if self._is_past(record, r)), None)
+
+    # -- who is done with a step --------------------------------------------------------------------------------------
+    def hear_of(self, image: ImageId, world_size: int) -> None:
+        """A rank staged an image, now or before anybody listened."""
+        if image.attempt >= self.attempt:
+            self.world_size = world_size
+        if not image.image:
+            self.finish(image.rank, image.checkpoint)
+
+    def finish(self, rank: int, checkpoint: CheckpointId) -> None:
+        """A rank will stage nothing more of a step."""
+        self.done[rank] = max(checkpoint, self.done.get(rank, checkpoint))
+
+    def is_awaited(self, checkpoint: CheckpointId) -> bool:
+        """Whether some rank may still stage images of the step, whatever became of it: later steps may rely on them."""
+        if self.everyone_gone or checkpoint.attempt < self.attempt:
+            return False
+        if any(checkpoint in b.committed for b in self.books.values()):
+            return False
+        behind = chain(range(self._slow, self.world_size), range(min(self._slow, self.world_size)))
+        slow = next((r for r in behind if self._may_stage(r, checkpoint)), None)
+        self._slow = self._slow if slow is None else slow
+        return slow is not None or not self.world_size
+
+    def _may_stage(self, rank: int, checkpoint: CheckpointId) -> bool:
+        """Whether a rank may still bring images of a step."""
+        done = rank in self.done and self.done[rank] >= checkpoint
+        return not (done or rank in self.gone or (rank in self.at and self.at[rank] > checkpoint))
 
     @property
     def told(self) -> bool:

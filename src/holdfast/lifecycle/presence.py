@@ -57,7 +57,7 @@ class Presence:
                 if any(i not in record.tiers[name].images for i in lost):
                     error = StepLostError(f"node {node} was lost with {lost[0]}", tier=name, step=record.id.step)
                     self._p.close_tier(record, name, TierState.FAILED, error.to_dict())
-        self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
+        self._p.forget_idle()
         self._p.delete_everywhere()
 
     def tells_anew(self, node: str) -> None:
@@ -82,7 +82,7 @@ class Presence:
                 if record.check is Check.PASSED and not record.holds_all(record.held):
                     self._p.to_nodes(events.Release(record.id))
         self._p.drop_incomplete()
-        self._p.forget_shared(self._ledger.sharing.idle(list(self._ledger.sharing.images)))
+        self._p.forget_idle()
         self._p.delete_everywhere()
 
     # -- ranks --------------------------------------------------------------------------------------------------------
@@ -91,14 +91,18 @@ class Presence:
         self._ledger.gone.discard(event.rank)
         self._ledger.at[event.rank] = event.at
         self._p.drop_incomplete(event.rank)
+        self._p.delete_passed()
 
     def rank_gave_up(self, event: events.RankGaveUp) -> None:
         """A rank went on without the step."""
+        self._ledger.finish(event.rank, event.checkpoint)
         record = self._p.record(event.checkpoint)
         if record.forming and not record.staged_by(event.rank):
             self._p.drop(record, f"rank {event.rank} found no slot in time")
+        self._p.delete_passed()
 
     def rank_gone(self, event: events.RankGone) -> None:
         """A rank will stage nothing more."""
         self._ledger.gone.add(event.rank)
         self._p.drop_incomplete(event.rank)
+        self._p.delete_passed()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from holdfast.errors import HoldfastError, NotFoundError, SkippedError, StepDroppedError, StepLostError
 from holdfast.lifecycle import actions, events
 from holdfast.lifecycle.ledger import Ledger
-from holdfast.lifecycle.steps import Check, StepRecord, TierProgress, TierState
+from holdfast.lifecycle.steps import OPEN, Check, StepRecord, TierProgress, TierState
 from holdfast.model.identity import CheckpointId, ImageId
 
 
@@ -53,13 +53,20 @@ class Progress:
             self.delete(tier)
 
     def forget_shared(self, images: Iterable[ImageId]) -> None:
-        """What steps shared and none needs any more: where no manifest names it, it goes."""
-        for image in images:
+        """What steps shared and none needs any more: where no manifest names it, it goes.
+
+        Not before nodes and tiers have told what they have: something there may name it (`forget_idle` comes then).
+        """
+        for image in images if self.ledger.told else ():
             for tier in sorted(self.ledger.sharing.images.pop(image).tiers & self.ledger.books.keys()):
                 book = self.ledger.books[tier]
                 if book.listed and not self._may_stand(image.checkpoint, tier):
                     book.remains.add(image.checkpoint)
                     self.delete(tier)
+
+    def forget_idle(self) -> None:
+        """`forget_shared` whatever has become idle."""
+        self.forget_shared(self.ledger.sharing.idle(list(self.ledger.sharing.images)))
 
     def _may_stand(self, checkpoint: CheckpointId, tier: str) -> bool:
         """Whether the step is committed on the tier, or was tried to be: its images are none of a sweep's business."""
@@ -98,6 +105,7 @@ class Progress:
             return
         if self.ledger.owner and self.ledger.on_lineage(record.id):
             progress.state, progress.commit_begun = TierState.COMMITTING, True
+            self.ledger.books[tier].remains.discard(record.id)
             self.do(actions.Commit(tier, record.id, _sorted_images(record)))
 
     def commit_all(self) -> None:
@@ -180,9 +188,12 @@ class Progress:
         self.changed(record)
 
     def close_open(self, checkpoint: CheckpointId, tier: str, state: TierState, error: events.Error) -> None:
-        """Like `close_tier`, if the step is known and still under way there."""
+        """Like `close_tier`, if the step is known and still under way there.
+
+        Not while it is committed: its images all stand there then, whatever a node that looked later was about to do.
+        """
         record = self.ledger.records.get(checkpoint)
-        if record is not None and tier in record.open_tiers:
+        if record is not None and tier in record.open_tiers and not is_committing(record, tier):
             self.close_tier(record, tier, state, error)
 
     def close_tier(self, record: StepRecord, tier: str, state: TierState, error: events.Error) -> None:
@@ -200,18 +211,28 @@ class Progress:
         if progress.images - record.shared and not progress.commit_begun and book is not None:
             progress.images.clear()
             book.remains.add(record.id)
-            self.delete(tier)
+        self.delete(tier)
+
+    def delete_passed(self) -> None:
+        """`delete` where it had to wait for ranks: one of them may have gone on."""
+        for tier, book in self.ledger.books.items():
+            if book.awaited:
+                self.delete(tier)
 
     def delete(self, tier: str) -> None:
         """Go on deleting on this tier, if there is anything to delete and it is ours to do.
 
-        Not before every node has told what it holds: steps there may name what was staged with one that is to go.
+        Not before every node has told what it holds: steps there may name what was staged with one that is to go. Nor
+        while a rank may still bring images of it, or a flush: a deletion would take what comes there while it runs.
         """
         ledger, book = self.ledger, self.ledger.books.get(tier)
-        if book is None or not ledger.owner or ledger.untold or not (book.doomed or book.remains):
+        if book is None or book.deleting or not ledger.owner or ledger.untold or not (book.doomed or book.remains):
             return
-        committing = {r.id for r in ledger.records.values() if is_committing(r, tier)}
-        wanted = book.next_deletion(committing | set(ledger.loads), frozenset(ledger.sharing.images))
+        in_use = {r.id for r in ledger.records.values() if tier in r.tiers and r.tiers[tier].state in OPEN}
+        in_use |= ledger.loads.keys()
+        awaited = {c for c in (book.doomed | book.remains) - in_use if ledger.is_awaited(c)}
+        book.awaited = bool(awaited)
+        wanted = book.next_deletion(in_use | awaited, frozenset(ledger.sharing.images))
         if wanted is not None:
             self.do(wanted)
 

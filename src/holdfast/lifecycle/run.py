@@ -134,6 +134,7 @@ class RunMachine:
         ledger = self._ledger
         ledger.attempt, ledger.lineage = event.attempt, event.lineage
         ledger.at.clear()
+        ledger.world_size = 0
         ledger.untold |= event.nodes
         for book in ledger.books.values():
             # What stands on the tiers since before is told next; until then nothing is dropped for want of an image.

@@ -17,6 +17,7 @@ from holdfast.model.identity import CheckpointId  # noqa: E402
 from holdfast.store.catalog import read_catalog, read_manifest  # noqa: E402
 from holdfast.store.verify import find_damage  # noqa: E402
 from holdfast.tiers import open_tier  # noqa: E402
+from holdfast.trainer.stage import Stager  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -240,3 +241,49 @@ def test_each_rank_shares_its_share(place, forker):
     again = processes.start(forker, 2, jobs.adapted, place.url, steps=1).values()
     for before, after in zip(first, again, strict=True):
         assert (after["start"], after["loaded"]) == (3, before["digest"])
+
+
+@pytest.mark.filterwarnings("ignore:.*dropped on all ranks:RuntimeWarning")
+def test_a_save_interrupted_between_its_images_holds_up_none_after_it(place, monkeypatch):
+    """Frozen bytes change again and again: each later save needs room for them beside what memory keeps."""
+    state = state_of(depth=4)
+    real = Stager.stage
+    interrupts: list[BaseException] = []
+
+    def stage(self, buffer, captured, payload, **more):
+        if interrupts and payload:  # the first image; what steps share was handed over before
+            raise interrupts.pop()
+        return real(self, buffer, captured, payload, **more)
+
+    monkeypatch.setattr(Stager, "stage", stage)
+    with holdfast.Checkpointer(place.url) as ckpt:
+        ckpt.load(state)
+        seen = run(ckpt, state, 1)
+        change(state, 1)
+        interrupts.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            ckpt.save(2, state)
+        # Once with what the interrupted save staged, then with other bytes each time.
+        seen |= run(ckpt, state, 1, first=3)
+        for step in (4, 6):
+            change(state, step)
+            interrupts.append(KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                ckpt.save(step, state)
+            change(state, step + 1)
+            seen |= run(ckpt, state, 1, first=step + 1)
+        named = [r.id.step for r in _manifest(place, 1, 3).images]
+        assert named == [3, 2], "it was staged whole"
+        for step, expected in seen.items():
+            other = state_of(1, depth=4)
+            holdfast.load(place.url, other, step=step, only=None)
+            assert same(tensors(other), expected), step
+        assert sorted(seen) == [1, 3, 5, 7]
+        assert place.committed() == [(1, step) for step in sorted(seen)]
+
+
+def change(state, number):
+    """Of one frozen tensor, another each time, so that none moves to the image of every step."""
+    frozen = [p for layer in state["model"] for p in layer.base.parameters()]
+    with torch.no_grad():
+        frozen[number % len(frozen)].add_(1)

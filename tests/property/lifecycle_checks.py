@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from holdfast.lifecycle import actions
@@ -11,6 +12,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 
 if TYPE_CHECKING:
     from tests.property.lifecycle_place import Place
+    from tests.property.lifecycle_things import Page
 
 
 class Checks:
@@ -51,7 +53,19 @@ class Checks:
         pages = [p for (n, _), p in self._world.pages.items() if n == node and p.state in ("staged", "held")]
         assert not any(image in p.relies_on for p in pages), f"freed {image}, on which a step here relies"
         newest = self._world.sharing and self._world.newest.get((image.rank, image.image)) == image
-        assert not newest, f"freed {image}, on which the next step may rely"
+        want = self._world.wants.get(image.rank)
+        outdated = want is not None and want.image == image.image and want.step > image.step
+        assert not newest or outdated, f"freed {image}, on which the next step may rely"
+        assert not self._forms(node, image), f"freed {image}, of a step that forms"
+
+    def _forms(self, node: str, image: ImageId) -> bool:
+        """Whether the rank staged its part of the image's own step, and others may still bring theirs."""
+        pages = [p for (n, _), p in self._world.pages.items() if n == node and p.state in ("staged", "held")]
+        here = [p.image for p in pages if not p.bad]
+        newest = self._world.newest_whole(self._world.heard[node])
+        status = self._world.run.status(image.checkpoint)
+        forming = status is not None and status.memory == "staged" and (newest is None or newest < image.checkpoint)
+        return forming and replace(image, image=0) in here
 
     def _free_held(self, node: str, step: CheckpointId) -> None:
         world = self._world
@@ -137,6 +151,7 @@ class Checks:
         for rank, node in self._world.node_of.items():
             if node in self._world.names:
                 self._room(node, rank)
+                self._room_to_share(node, rank)
         if not self._world.channels():
             self._nothing_left_over()
 
@@ -156,6 +171,29 @@ class Checks:
                 continue
             assert not held_by <= lagging, f"lagging {held_by} hold a slot that rank {rank} needs"
             assert (node, rank) not in self._world.waited_long, f"{held_by} hold a slot that rank {rank} waits for"
+
+    def _room_to_share(self, node: str, rank: int) -> None:
+        """A save that waits for a slot for what steps share gets one, once all work is done."""
+        world, machine = self._world, self._world.nodes[node]
+        want = world.wants.get(rank)
+        if want is None or not want.image or not world.sharing or world.channels() or world.tasks:
+            return
+        pages = [p for (n, _), p in world.pages.items() if n == node]
+        slots = [p for p in pages if (p.rank, p.number) == (rank, want.image)]
+        if any(p.image is None or p.state != "held" for p in slots):
+            return
+        newest = machine.newest_whole()
+        for slot in slots:
+            named_by = [p for p in pages if slot.image is not None and self._names(p, slot.image)]
+            if not any(p.pins for p in (slot, *named_by)):
+                steps = [p.image.checkpoint for p in named_by if p.image is not None]
+                old = not steps or (newest is not None and max(steps) < newest)
+                assert not old, f"{slot.image} stays in a slot that rank {rank} waits for"
+
+    def _names(self, page: Page, image: ImageId) -> bool:
+        """Whether a page is of a first image that the other completes."""
+        first = page.image
+        return first == replace(image, image=0) or image in page.relies_on
 
     def _only_waits(self, machine: NodeMachine, view: SlotView) -> bool:
         """Whether no tier has begun what it still has to do for the image."""
@@ -186,7 +224,8 @@ class Checks:
             assert not gone, f"{page.image} stays, though its step was {status.memory if status else ''}"
 
     def _may_be_relied_on(self, image: ImageId) -> bool:
-        pages = [p for p in self._world.pages.values() if p.image is not None and not p.bad]
-        images = [p.image for p in pages if p.image is not None]
+        # The agent cannot know of one that is only being filled.
+        pages = [p for p in self._world.pages.values() if p.state in ("staged", "held")]
+        images = [p.image for p in pages if p.image is not None and not p.bad]
         later = any((i.rank, i.image) == (image.rank, image.image) and i > image for i in images)
         return not later or any(image in p.relies_on for p in pages)

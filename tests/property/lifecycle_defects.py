@@ -147,6 +147,22 @@ def _relied_on_freed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NodeState, "is_needed", lambda state, occupant: False)
 
 
+def _wait_unheard(patch: pytest.MonkeyPatch) -> None:
+    """A rank's newest shared image stays, though the rank waits to stage another in its place."""
+    patch.setattr(NodeState, "_outdated", lambda state, image: False)
+
+
+def _wait_takes_what_forms(patch: pytest.MonkeyPatch) -> None:
+    """Who waits for a slot needs nothing that it staged before."""
+    real = room._worth_keeping
+
+    def worth_keeping(state: NodeState, occupant: Occupant, kept: set[CheckpointId]) -> bool:
+        outdated = occupant.shared and state._outdated(occupant.image)
+        return real(state, occupant, kept) and (not outdated or state.is_needed(occupant))
+
+    patch.setattr(room, "_worth_keeping", worth_keeping)
+
+
 def _shared_swept(patch: pytest.MonkeyPatch) -> None:
     """What no manifest names is nobody's."""
     real = TierBook.next_deletion
@@ -184,6 +200,8 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
     "freed in flush": (_freed_in_flush, "freed while in use"),
     "two steps at once": (_two_steps_at_once, "two steps at once"),
     "freed though relied on": (_relied_on_freed, "on which"),
+    "a wait is not heard": (_wait_unheard, "stays in a slot that rank . waits for"),
+    "a wait takes what forms": (_wait_takes_what_forms, "of a step that forms|freed the"),
     "shared images swept": (
         _shared_swept,
         "before what it relies on|went away under|all images stand there|without its",

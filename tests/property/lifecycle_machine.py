@@ -20,7 +20,7 @@ from tests.property.lifecycle_endings import ENDINGS
 from tests.property.lifecycle_things import rules_of, tier
 from tests.property.lifecycle_world import QUICK, World
 
-from holdfast.lifecycle import events
+from holdfast.lifecycle import actions, events
 from holdfast.model.identity import CheckpointId
 
 DRIFT_STEPS = 2
@@ -46,7 +46,8 @@ class Lifecycle(RuleBasedStateMachine):
         self.world.pump_at_once = False
         self.at = dict.fromkeys(range(self.world.world_size), 0)
         self.filling: dict[int, list[tuple[str, int]]] = {}
-        self.wanting: set[int] = set()
+        self.wanting: dict[int, int] = {}
+        """Per rank that waits for a slot the image it is for."""
         self.changed: set[int] = set()
         """Ranks whose shared bytes changed since they staged them."""
         self.timed: dict[int, dict[int, frozenset[str]]] = {}
@@ -93,8 +94,8 @@ class Lifecycle(RuleBasedStateMachine):
         images = world.to_stage(rank, rank in self.changed)
         lacking = next((i for i in images if not world.free_slots(rank, i)), None)
         if lacking is not None:
-            if rank not in self.wanting:
-                self.wanting.add(rank)
+            if self.wanting.get(rank) != lacking:
+                self.wanting[rank] = lacking
                 world.tell_node(node, events.SlotWanted(rank, self.at[rank], lacking))
             return
         self._want_no_more(rank)
@@ -105,7 +106,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def _want_no_more(self, rank: int) -> None:
         if rank in self.wanting:
-            self.wanting.discard(rank)
+            del self.wanting[rank]
             self.world.tell_node(self.world.node_of[rank], events.SlotWantOver(rank))
 
     @rule(data=st.data(), ahead=st.integers(1, 3))
@@ -117,7 +118,41 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def shared_bytes_change(self, data: st.DataObject) -> None:
-        self.changed.add(data.draw(st.sampled_from(sorted(self.at))))
+        rank = data.draw(st.sampled_from(sorted(self.at)))
+        if rank not in self.wanting:  # who waits has compared them already
+            self.changed.add(rank)
+
+    @precondition(lambda self: self.world.sharing)
+    @rule(data=st.data(), interrupted=st.booleans(), quiet=st.booleans())
+    def shared_bytes_change_again(self, data: st.DataObject, interrupted: bool, quiet: bool) -> None:
+        """One rank's, before two saves in a row; the first may be interrupted, or only begin what others go on with."""
+        slowest = min(self.at.values())
+        able = [r for r, s in self.at.items() if s < slowest + DRIFT_STEPS and r not in {*self.filling, *self.wanting}]
+        if not able:
+            return
+        rank = data.draw(st.sampled_from(able))
+        self.changed.add(rank)
+        self.go_on(rank)
+        if interrupted and rank in self.filling:
+            self.interrupt(rank)
+        elif rank in self.filling:
+            self.go_on(rank)
+        if quiet:
+            self.world.all_that_is_quick()
+            self.world.work(actions.Upload, actions.Commit, actions.Prune, actions.Sweep)
+            self.world.all_that_is_quick()
+        if rank not in self.wanting and self.at[rank] < slowest + DRIFT_STEPS:
+            self.changed.add(rank)
+            self.go_on(rank)
+
+    def interrupt(self, rank: int) -> None:
+        """An exception comes before the last image: what was staged stays, the rest is given back."""
+        *done, last = self.filling.pop(rank)
+        for key in done:
+            self.world.stage(key)
+        self.world.give_back(last)
+        step = CheckpointId(self.world.attempt, self.at[rank])
+        self.world.tell_node(self.world.node_of[rank], events.RankGaveUp(rank, step))
 
     @precondition(lambda self: self.wanting)
     @rule(data=st.data())
@@ -267,7 +302,7 @@ class Lifecycle(RuleBasedStateMachine):
             if step:
                 self.world.tell_node(node, events.RankAt(rank, CheckpointId(self.world.attempt, step)))
             if rank in self.wanting:
-                self.world.tell_node(node, events.SlotWanted(rank, step))
+                self.world.tell_node(node, events.SlotWanted(rank, step, self.wanting[rank]))
 
     @precondition(lambda self: self.calm <= 0)
     @rule(data=st.data(), back=st.booleans())

@@ -69,7 +69,9 @@ class Place:
         self.asked: set[CheckpointId] = set()
         self.loading: list[CheckpointId] = []
         self.waited_long: set[tuple[str, int]] = set()
-        """Ranks that wait for a slot and have for longer than `slot_wait_s`."""
+        """Ranks that wait for a slot for their first image and have for longer than `slot_wait_s`."""
+        self.wants: dict[int, events.SlotWanted] = {}
+        """Per rank the wait its page shows. A trainer that waits to stage what it shares relies on none it has."""
         self.checks = Checks(self)
         self.nodes = {n: self._new_node(n) for n in self.names}
         self.run = RunMachine(rules, idle_s=900)
@@ -154,6 +156,10 @@ class Place:
     def tell_node(self, node: Any, event: Any) -> None:
         if isinstance(event, (events.SlotWantOver, events.RankGone)):
             self.waited_long.discard((node, event.rank))
+            self.wants.pop(event.rank, None)
+        elif isinstance(event, events.SlotWanted):
+            self.waited_long.discard((node, event.rank))
+            self.wants[event.rank] = event
         self._perform(node, self.nodes[node].handle(event))
         self._pump_if_asked()
 

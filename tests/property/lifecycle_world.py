@@ -71,6 +71,11 @@ class World(Place):
         page.state = "staged"
         self.tell_node(key[0], self._image_event(events.Staged, key))
 
+    def give_back(self, key: tuple[str, int]) -> None:
+        """filling -> free: it will not be staged."""
+        page = self.pages[key]
+        page.state, page.image, page.relies_on = "free", None, ()
+
     def _image_event(self, kind: Callable[..., Any], key: tuple[str, int], **more: Any) -> Any:
         p = self.pages[key]
         assert p.image is not None
@@ -202,7 +207,7 @@ class World(Place):
             return
         self.tell_node(owner, event)
         rank = int(timer.rpartition("-")[2])
-        if not self.free_slots(rank):
+        if not self.wants[rank].image and not self.free_slots(rank):
             self.waited_long.add((owner, rank))
 
     # -- deaths -------------------------------------------------------------------------------------------------------
@@ -305,6 +310,7 @@ class World(Place):
         for rank, node in self.node_of.items():
             if node in self.names:
                 self.tell_node(node, events.RankGone(rank))
+        self.wants.clear()
         self.pump()
         self.tell_run(events.TrainersGone())
 

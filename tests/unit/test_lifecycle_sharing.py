@@ -1,4 +1,4 @@
-"""Images that steps share: who keeps them, and when they go."""
+"""Images that steps share: who keeps them, who yields to a save that waits for a slot, and when they go."""
 
 import pytest
 from tests.property.lifecycle_things import rules_of
@@ -27,6 +27,148 @@ def drop(world, step, rank):
     world.work()
 
 
+def wait_for_a_slot(world, step, rank=0, image=1):
+    world.tell_node("n0", events.RankAt(rank, CheckpointId(1, step)))
+    world.tell_node("n0", events.SlotWanted(rank, step, image))
+    world.work()
+
+
+def dropped_with_a_new_shared_image():
+    """Step 10 is whole; of step 20 rank 0 staged both images, rank 1 none."""
+    world = started(ranks=2)
+    assert world.save(10)
+    world.work()
+    world.save(20, ranks=[0], changed=True)
+    world.work()
+    drop(world, 20, rank=1)
+    assert (world.status(10).memory, world.status(20).memory) == ("whole", "dropped")
+    return world
+
+
+def test_the_image_of_a_dropped_step_stays_while_the_next_step_may_rely_on_it():
+    world = dropped_with_a_new_shared_image()
+    assert shared(world) == [10, 20]
+    assert world.save(30)
+    world.work()
+    assert world.status(30).memory == "whole"
+    assert {i.step for i in world.images_of(CheckpointId(1, 30)) if i.rank == 0} == {20, 30}
+
+
+def test_the_image_of_a_dropped_step_yields_when_the_bytes_change_again():
+    world = dropped_with_a_new_shared_image()
+    wait_for_a_slot(world, 30)
+    assert shared(world) == [10], "step 10 is the newest whole one"
+    world.tell_node("n0", events.SlotWantOver(0))
+    for step in (30, 40, 50):
+        assert world.save(step, ranks=[0], changed=True)
+        assert world.save(step, ranks=[1])
+        world.work()
+        assert world.status(step).memory == "whole"
+        if step < 50:
+            wait_for_a_slot(world, step + 10)
+            world.tell_node("n0", events.SlotWantOver(0))
+
+
+def test_one_dropped_step_after_the_other_holds_up_none():
+    world = dropped_with_a_new_shared_image()
+    for step in range(30, 80, 10):
+        wait_for_a_slot(world, step)
+        assert world.free_slots(0, 1)
+        world.tell_node("n0", events.SlotWantOver(0))
+        world.save(step, ranks=[0], changed=True)
+        world.work()
+        drop(world, step, rank=1)
+    assert shared(world) == [10, 70]
+
+
+def test_a_shared_image_staged_before_an_interrupt_yields_too():
+    """Its step is given up before the image that would have named it."""
+    world = started()
+    assert world.save(10)
+    world.work()
+    world.tell_node("n0", events.RankAt(0, CheckpointId(1, 20)))
+    world.stage(world.fill(0, 20, 1))
+    drop(world, 20, rank=0)
+    assert shared(world) == [10, 20]
+    wait_for_a_slot(world, 30)
+    assert shared(world) == [10]
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_wait_takes_nothing_from_a_step_that_forms(image):
+    """Step 20 may become whole; a rank that waits for its first image relies on what it staged last."""
+    world = started(ranks=2)
+    assert world.save(10)
+    world.work()
+    world.save(20, ranks=[0], changed=True)
+    world.work()
+    wait_for_a_slot(world, 30, image=image)
+    assert shared(world) == [10, 20]
+    world.save(20, ranks=[1])
+    world.work()
+    assert world.status(20).memory == "whole"
+    assert shared(world) == ([10, 20] if image == 0 else [20]), "the older step yields"
+
+
+def test_what_the_waiting_rank_has_just_staged_is_not_let_go():
+    """The agent may hear of the image before it hears that the wait is over."""
+    world = dropped_with_a_new_shared_image()
+    wait_for_a_slot(world, 30)
+    world.stage(world.fill(0, 30, 1))
+    world.work()
+    assert shared(world) == [10, 30]
+    world.tell_node("n0", events.SlotWantOver(0))
+    world.stage(world.fill(0, 30, 0))
+    world.save(30, ranks=[1])
+    world.work()
+    assert world.status(30).memory == "whole"
+
+
+def test_a_flush_that_runs_keeps_the_image_until_it_ends():
+    world = started(ranks=2)
+    assert world.save(10)
+    world.work()
+    world.save(20, ranks=[0], changed=True)
+    world.seal()
+    world.tell_node("n0", events.RankGaveUp(1, CheckpointId(1, 20)))
+    assert any(world.find(actions.Upload, image=ImageId(1, 20, 0, 1)))
+    world.tell_node("n0", events.SlotWanted(0, 30, 1))
+    assert shared(world) == [10, 20]
+    world.work()
+    assert shared(world) == [10]
+
+
+def test_a_new_wait_of_the_same_rank_is_not_overdue():
+    world = started(posix=1)
+    for step in (1, 2, 3, 4):
+        world.save(step, changed=step < 3)
+        world.seal()
+    world.tell_node("n0", events.SlotWanted(0, 5, 1))
+    world.fire("n0", "slot-wait-0")
+    world.tell_node("n0", events.SlotWanted(0, 5, 0))
+    assert ("n0", "slot-wait-0") in world.timers
+    assert world.nodes["n0"]._overdue == set()
+
+
+def test_an_image_lost_with_every_step_that_names_it_is_spared_no_longer():
+    world = started(posix=10)
+    for step in (10, 20):
+        assert world.save(step)
+        world.work()
+    for key in [k for k, p in world.pages.items() if p.image is not None]:
+        world.lose_slot(key)
+    world.restart_node("n0")
+    world.work()
+    assert not world.run._ledger.sharing.images
+    for step in range(30, 80, 10):
+        assert world.save(step)
+        world.work()
+    store = world.stores["posix"]
+    assert sorted(c.step for c in store.manifests) == [50, 60, 70]
+    assert min(i.step for i in store.images) == 30, "nobody names what was lost"
+
+
+# deletions -----------------------------------------------------------------------------------------------------------
 def test_a_deletion_waits_for_a_rank_that_may_still_stage_what_later_steps_share():
     """It would take what comes to the tier while it runs, and with it steps that rely on that."""
     world = started(ranks=2, a=1)

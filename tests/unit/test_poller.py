@@ -19,6 +19,37 @@ def watched():
     return poller, page, arena, told
 
 
+def waits(told):
+    return [e for e in told if isinstance(e, (events.SlotWanted, events.SlotWantOver))]
+
+
+def test_a_rank_that_waits_for_its_other_image_of_the_same_step_is_heard():
+    poller, page, _, told = watched()
+    for image in (1, 1, 0):
+        page.waiting_step, page.waiting_image = 5, image
+        poller.poll(())
+    page.waiting_step = -1
+    poller.poll(())
+    poller.poll(())
+    assert waits(told) == [events.SlotWanted(0, 5, 1), events.SlotWanted(0, 5, 0), events.SlotWantOver(0)]
+
+
+def test_a_wait_that_begins_amid_a_poll_is_told_with_the_next():
+    """What the rank staged before it is told first: by the looks at the slots of that next poll."""
+    poller, page, arena, told = watched()
+
+    class Slots(dict):
+        def values(self):
+            page.waiting_step, page.waiting_image = 6, 1
+            return super().values()
+
+    arena.slots = Slots()
+    poller.poll(())
+    assert not waits(told)
+    poller.poll(())
+    assert waits(told) == [events.SlotWanted(0, 6, 1)]
+
+
 def test_a_step_given_up_amid_a_poll_is_told_with_the_next():
     """By then what the rank staged of it before is told: nothing more of it will come."""
     poller, page, arena, told = watched()

@@ -29,7 +29,7 @@ class Poller:
         self._launches = launches
         self._dispatch = dispatch
         self._told: dict[int, int] = {}
-        self._waiting: dict[int, int] = {}
+        self._waiting: dict[int, tuple[int, int]] = {}
         self._at: dict[int, CheckpointId] = {}
         self._given_up: dict[int, int] = {}
         self._gone: set[int] = set()
@@ -40,6 +40,8 @@ class Poller:
         self._polls += 1
         at = {rank: _at(t) for rank, t in self._launches.trainers.items()}
         given_up = {rank: t.page.given_up_step for rank, t in self._launches.trainers.items()}
+        # So, too, what a rank staged before it began to wait is told before that.
+        waits = {rank: _wait(t) for rank, t in self._launches.trainers.items()}
         gone = self._newly_gone() if self._polls % _OWNER_EVERY == 0 else []
         staged = [s for s in list(self._arena.slots.values()) if not self._look(s)]
         # An image that steps share is staged before those that rely on it, so it is told before: what stands in
@@ -49,8 +51,8 @@ class Poller:
                 self._tell(slot, rules)
         for slot in staged:
             self._tell(slot, rules)
-        for rank, trainer in self._launches.trainers.items():
-            self._wanting(rank, trainer)
+        for rank in at:
+            self._wanting(rank, waits[rank])
             self._progress(rank, at[rank], given_up[rank])
         for rank in gone:
             self._gone.add(rank)
@@ -86,16 +88,15 @@ class Poller:
             self._told[slot.number] = slot.page.generation
             self._dispatch(staged_event(slot, rules))
 
-    def _wanting(self, rank: int, trainer: Trainer) -> None:
-        step = trainer.page.waiting_step
-        if step == self._waiting.get(rank, -1):
+    def _wanting(self, rank: int, wait: tuple[int, int] | None) -> None:
+        if wait == self._waiting.get(rank):
             return
-        if step < 0:
+        if wait is None:
             del self._waiting[rank]
             self._dispatch(events.SlotWantOver(rank))
         else:
-            self._waiting[rank] = step
-            self._dispatch(events.SlotWanted(rank, step, trainer.page.waiting_image))
+            self._waiting[rank] = wait
+            self._dispatch(events.SlotWanted(rank, *wait))
 
     def _progress(self, rank: int, at: CheckpointId | None, given_up: int) -> None:
         """Tell how far a rank is: what it has not staged below that step, or of one it gave up, it never will."""
@@ -115,6 +116,12 @@ def _at(trainer: Trainer) -> CheckpointId | None:
     page = trainer.page
     attempt, step = page.attempt, page.current_step
     return CheckpointId(attempt, step) if attempt and step >= 0 else None
+
+
+def _wait(trainer: Trainer) -> tuple[int, int] | None:
+    """The step and the number of the image for which a rank waits for a slot."""
+    step = trainer.page.waiting_step
+    return (step, trainer.page.waiting_image) if step >= 0 else None
 
 
 def image_id(slot: Slot) -> ImageId:

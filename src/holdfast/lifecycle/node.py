@@ -43,8 +43,6 @@ class NodeMachine:
         self.node = node
         self._slot_wait_s = slot_wait_s
         self._state = NodeState({}, {}, _tiers(rules, {}), _keep_last(rules))
-        self._wanting: dict[int, int] = {}
-        """Per rank that waits for a slot the number of its image."""
         self._overdue: set[int] = set()
         """Ranks that have waited for a slot for longer than `slot_wait_s`, and still do."""
         self._out: list[actions.NodeAction] = []
@@ -117,17 +115,19 @@ class NodeMachine:
 
     # -- waiting saves -------------------------------------------------------------------------------------------------
     def _slot_wanted(self, event: events.SlotWanted) -> None:
-        self._wanting[event.rank] = event.image
+        # Another wait of the rank: it counts from now.
+        self._overdue.discard(event.rank)
+        self._state.wants[event.rank] = event
         self._do(actions.StartTimer(_timer(event.rank), self._slot_wait_s))
 
     def _want_over(self, rank: int) -> None:
         self._overdue.discard(rank)
-        if self._wanting.pop(rank, None) is not None:
+        if self._state.wants.pop(rank, None) is not None:
             self._do(actions.StopTimer(_timer(rank)))
 
     def _timer_fired(self, event: events.TimerFired) -> None:
         """A save waited too long: the tiers that hold its rank's slots are lagging, now or once something is whole."""
-        self._overdue |= {rank for rank in self._wanting if _timer(rank) == event.timer}
+        self._overdue |= {rank for rank in self._state.wants if _timer(rank) == event.timer}
 
     def _room_wanted(self, event: events.RoomWanted) -> None:
         occupant = room.victim(self._state)
@@ -207,7 +207,7 @@ class NodeMachine:
 
     def _blame(self) -> bool:
         """Mark the tiers that hold up an overdue save as lagging; whether there are any."""
-        waits = [(rank, self._wanting.get(rank, 0)) for rank in sorted(self._overdue)]
+        waits = [(rank, self._state.wants[rank].image) for rank in sorted(self._overdue)]
         late = [(rank, image) for rank, image in waits if room.lacks_room(self._state, rank, image)]
         guilty = {tier for rank, image in late for tier in room.held_up_by(self._state, rank, image)}
         for tier in guilty:
@@ -217,8 +217,8 @@ class NodeMachine:
     def _make_room_for_all(self) -> None:
         for rank in room.ranks(self._state):
             self._make_room(rank, 0)
-        for rank, image in sorted(self._wanting.items()):
-            self._make_room(rank, image)
+        for rank, want in sorted(self._state.wants.items()):
+            self._make_room(rank, want.image)
 
     def _make_room(self, rank: int, image: int) -> None:
         """Keep a slot free ahead of the rank's next save; for what steps share, when it is asked for."""

@@ -81,6 +81,9 @@ class Presence:
                 record.in_doubt = False
                 if record.check is Check.PASSED and not record.holds_all(record.held):
                     self._p.to_nodes(events.Release(record.id))
+                if record.over:
+                    # Nobody holds it any more: it lets go of what it shared.
+                    self._p.changed(record)
         self._p.drop_incomplete()
         self._p.forget_idle()
         self._p.delete_everywhere()

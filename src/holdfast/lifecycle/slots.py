@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from holdfast.lifecycle.events import Error
+from holdfast.lifecycle.events import Error, SlotWanted
 from holdfast.model.identity import CheckpointId, ImageId, Lineage
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.place import TierRule
@@ -161,6 +161,8 @@ class NodeState:
     lineage: Lineage | None = None
     over: bool = False
     """Everything was freed for good: nothing will rely on what is here."""
+    wants: dict[int, SlotWanted] = field(default_factory=dict)
+    """Per rank that waits for a slot, for which step and image."""
 
     def occupants(self, checkpoint: CheckpointId | None = None) -> Iterator[Occupant]:
         """Images here, by slot number; of one step, or all."""
@@ -214,13 +216,18 @@ class NodeState:
     def may_be_named(self, occupant: Occupant) -> bool:
         """Whether the rank's next step may rely on it: its newest of that number, of the attempt that trains.
 
-        A trainer relies on it without a word; so it stays until it has staged another.
+        A trainer relies on it without a word; so it stays until it has staged another, or waits for room to do so.
         """
         image = occupant.image
-        if self.over or occupant.state is SlotState.BAD or image.attempt < self.attempt:
+        if self.over or occupant.state is SlotState.BAD or image.attempt < self.attempt or self._outdated(image):
             return False
         same = (o for o in self.occupants() if (o.image.rank, o.image.image) == (image.rank, image.image))
         return not any(o.image > image and o.state is not SlotState.BAD for o in same)
+
+    def _outdated(self, image: ImageId) -> bool:
+        """Whether its rank waits to stage another in its place. What it staged for that very step is no older one."""
+        want = self.wants.get(image.rank)
+        return want is not None and want.image == image.image and image.step < want.step
 
     def is_needed(self, occupant: Occupant) -> bool:
         """Whether something here relies on a shared image, or may at any moment."""

@@ -189,6 +189,7 @@ class StagePlan:
         changed = self._part.changed(self._captured) if relied_on is not None else []
         if changed:
             relied_on = None
+            self._part.outdate()
             self._move(session, self._grouping.note(self._captured.structure, changed))
         self._rely_on(relied_on)
 

@@ -71,6 +71,10 @@ class SharedPart:
         prints = fingerprints([live[i] for i in away]) if away else []
         self._staged = _Staged(slot, slot.page.generation, image, dict(zip(away, prints, strict=True)))
 
+    def outdate(self) -> None:
+        """No later save relies on what was staged: while a save waits to stage another, the agent may free it."""
+        self._staged = None
+
     def forget(self) -> None:
         """Let go of every view of the slots."""
         self._stager.forget()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 from benchmarks.stats import Estimate, estimate, ratios, verdict
 
 Pairs = list[tuple[float, float]]
+_ROOT = Path(__file__).resolve().parent.parent
+_MEASURED = ("src", "benchmarks", ":(exclude)benchmarks/results")
 
 
 FLOORS = {
@@ -113,6 +116,22 @@ def machine(disk: Path) -> dict[str, Any]:
         "torch": version("torch"),
         "load_average_1_min": os.getloadavg()[0],
     }
+
+
+def commit(root: Path = _ROOT) -> str:
+    """Of what is measured: its hash, with "+" where the code here differs from it; "unknown" outside a repository."""
+    try:
+        prefix, head = _git(root, "rev-parse", "--show-prefix", "HEAD").splitlines()
+        differs = _git(root, "--no-optional-locks", "status", "--porcelain", "--", *_MEASURED)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return "unknown"
+    if prefix:  # a repository of something else, which has a copy of ours
+        return "unknown"
+    return f"{head}+" if differs else head
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def _file_system(path: Path) -> str:

@@ -1,4 +1,7 @@
-"""The record of the table: it grows with every run of the command on the same machine, and says which run made what."""
+"""The record of the table: it grows with every run of the command on the same machine, and says which run made what.
+
+Runs may be of several commits of Holdfast: each has its own.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,10 @@ class Book:
             self.data = self._read(facts, quick)
         self.run = len(self.data["runs"]) + 1
         began = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.data["runs"].append(
-            {"run": self.run, "command": command, "began": began, "load_average_1_min": load_average, "took_s": {}}
-        )
+        self.data["runs"].append({
+            "run": self.run, "commit": record.commit(), "command": command, "began": began,
+            "load_average_1_min": load_average, "took_s": {},
+        })  # fmt: skip
 
     def _read(self, facts: dict[str, Any], quick: bool) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._path.read_text())

@@ -9,7 +9,17 @@ from typing import Any
 from benchmarks.stats import Estimate
 from benchmarks.table.columns import Column
 from benchmarks.table.show import QUICK
-from benchmarks.table.summary import OVER_COPY_GOAL_S, Row, Section, Verdict, over_copy, sections, text_of, verdicts
+from benchmarks.table.summary import (
+    OVER_COPY_GOAL_S,
+    Row,
+    Section,
+    Verdict,
+    commit_of,
+    over_copy,
+    sections,
+    text_of,
+    verdicts,
+)
 from holdfast.report.page import Card, Page, cards, data, figure, listing, paragraph, table
 from holdfast.report.svg import Drawing, Scale
 
@@ -32,12 +42,13 @@ def render(record: dict[str, Any]) -> str:
         page.add(cards(_cards(record)))
     for section in found:
         page.section(section.title, *_section(section))
-    page.section("How", paragraph(_HOW), table(("run", "command", "began", "load average"), _runs(record)))
+    page.section("How", paragraph(_HOW), table(_RUN, _runs(record)))
     page.section("Machine", listing("\n".join(_machine(record))))
     page.add(data("record", record))
     return page.render()
 
 
+_RUN = ("run", "commit (+: with changes)", "command", "began", "load average")
 _HOW = (
     "One process per way and rank, alive beside ours; each takes one sample per round, another first in every round."
     " A bar is the median, the thin line its 95 % bootstrap interval. Ours x is ours divided by the peer's, round by"
@@ -126,7 +137,10 @@ def _bar(drawing: Drawing, x: Scale, top: float, row: Row, column: Column) -> No
 
 
 def _runs(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [(str(r["run"]), r["command"], r["began"], f"{r['load_average_1_min']:.2f}") for r in record["runs"]]
+    return [
+        (str(r["run"]), commit_of(r), r["command"], r["began"], f"{r['load_average_1_min']:.2f}")
+        for r in record["runs"]
+    ]
 
 
 def _machine(record: dict[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.table.summary import OVER_COPY_GOAL_S, Row, Section, over_copy, sections, text_of, verdicts
+from benchmarks.table.summary import OVER_COPY_GOAL_S, Row, Section, commits, over_copy, sections, text_of, verdicts
 
 QUICK = "quick: small states and few rounds. This shows that it runs; it measures nothing."
 
@@ -23,6 +23,7 @@ def show(console: Console, record: dict[str, Any]) -> None:
     console.print(
         "medians; below a peer's number: ours / its, round by round, with the 95 % bootstrap interval", style="dim"
     )
+    console.print(commits(record), style="dim", markup=False, highlight=False)
     if record["is_measurement"]:
         console.print(_verdicts(found))
         extra = over_copy(record)
@@ -79,6 +80,7 @@ def markdown(record: dict[str, Any]) -> Iterator[str]:
         for row in section.rows:
             yield f"| {row.label} | {' | '.join(_markdown_cells(section, row))} | {', '.join(map(str, row.runs))} |"
         yield ""
+    yield commits(record)
 
 
 def _markdown_cells(section: Section, row: Row) -> Iterator[str]:

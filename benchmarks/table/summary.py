@@ -12,6 +12,8 @@ from benchmarks.table.roster import OURS, WAYS
 from benchmarks.table.states import STATES
 
 OVER_COPY_GOAL_S = 0.060
+_HASH = 12
+"""Digits of a commit that a person needs."""
 
 
 @dataclass(slots=True)
@@ -116,6 +118,22 @@ def over_copy(record: dict[str, Any]) -> Estimate | None:
         if ours is not None and "copy_s" in ours
     ]
     return estimate([stall - copy for stall, copy in dict.fromkeys(samples)]) if samples else None
+
+
+def commits(record: dict[str, Any]) -> str:
+    """Which runs of the command measured which commit of Holdfast, in words."""
+    runs: dict[str, list[str]] = {}
+    for run in record["runs"]:
+        runs.setdefault(commit_of(run), []).append(str(run["run"]))
+    parts = (f"{name} (run{'s' if len(made) > 1 else ''} {', '.join(made)})" for name, made in runs.items())
+    changed = "; +: with changes that no commit has" if any(name.endswith("+") for name in runs) else ""
+    return f"commit of Holdfast: {', '.join(parts)}{changed}"
+
+
+def commit_of(run: dict[str, Any]) -> str:
+    """Short; runs of old records have none."""
+    found: str = run.get("commit", "not noted")
+    return found[:_HASH] + ("+" if found.endswith("+") else "")
 
 
 def text_of(value: float, unit: str) -> str:

@@ -2,12 +2,15 @@
 
 import io
 import json
+import shutil
+import subprocess
 
 import pytest
 from rich.console import Console
 
 pytest.importorskip("torch")
 
+from benchmarks import record as records
 from benchmarks.stats import estimate
 from benchmarks.table import memory, page, show, summary
 from benchmarks.table.bench import Cell, Taken, reason, rotated
@@ -154,6 +157,53 @@ def test_numbers_of_two_machines_or_of_a_quick_run_are_not_mixed(tmp_path):
     (tmp_path / "table.json").write_text(json.dumps(data))
     with pytest.raises(BookError, match="another cores"):
         book(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_says_whether_the_code_differs_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    assert records.commit(tmp_path) == "unknown"
+
+    def git(*arguments):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *name, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    for path in ("src/a.py", "benchmarks/results/a.json", "docs/a.md"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("1")
+    git("init", "-q")
+    assert records.commit(tmp_path) == "unknown"  # nothing is committed
+    git("add", ".")
+    git("commit", "-q", "-m", "a")
+    head = git("rev-parse", "HEAD").stdout.strip()
+    for path in ("benchmarks/results/a.json", "docs/a.md"):
+        (tmp_path / path).write_text("2")
+    assert records.commit(tmp_path) == head  # nothing that is measured
+    assert records.commit(tmp_path / "src") == "unknown"
+    (tmp_path / "src" / "b.py").write_text("new")
+    assert records.commit(tmp_path) == f"{head}+"
+
+
+def test_a_record_says_which_run_is_of_which_commit(tmp_path, monkeypatch):
+    found = iter(["a" * 40, "a" * 40, "b" * 40 + "+", "unknown"])
+    monkeypatch.setattr(records, "commit", lambda: next(found))
+    recorded(tmp_path, Cell("transformer/save/1/dcp", [(saved(), saved())], []))
+    data = json.loads((tmp_path / "table.json").read_text())
+    del data["runs"][0]["commit"]  # of a record from before it was kept
+    (tmp_path / "table.json").write_text(json.dumps(data))
+    for _ in range(3):
+        made = recorded(tmp_path)
+    assert [r.get("commit") for r in made["runs"]] == [None, "a" * 40, "b" * 40 + "+", "unknown"]
+    note = (
+        f"commit of Holdfast: not noted (run 1), {'a' * 12} (run 2), {'b' * 12}+ (run 3), unknown (run 4)"
+        "; +: with changes that no commit has"
+    )
+    assert list(show.markdown(made))[-1] == note
+    out = io.StringIO()
+    show.show(Console(file=out, width=200), made)
+    assert note in out.getvalue()
+    assert f"<td>{'b' * 12}+</td>" in page.render(made)
+    assert summary.commits({"runs": [{"run": n, "commit": "c"} for n in (1, 2)]}) == "commit of Holdfast: c (runs 1, 2)"
 
 
 def sample_record(tmp_path, *, quick=False):

@@ -1,15 +1,18 @@
 """How `holdfast status` shows what is wrong, from statuses made by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from holdfast.cli import INTERRUPTED, main
+from holdfast.cli import status as command
 from holdfast.cli.agents import NONE, SERVING, SILENT, Seen
 from holdfast.cli.arenas import Arena, SlotImage
 from holdfast.cli.output import write_parts
 from holdfast.cli.standing import parts_of, sparks
-from holdfast.errors import DeadlineError
+from holdfast.errors import AgentError, DeadlineError
 from holdfast.model.identity import ImageId
 from holdfast.wire.status import BAD, Flush, History, Problem, Slot, Stall, Status, Tier, Trainer
 
@@ -87,6 +90,30 @@ def test_several_are_a_row_each_with_what_to_do_below(shown):
 def test_an_agent_alone_that_does_not_answer(shown):
     lines = shown(Seen(arena("stuck"), SILENT, error=DeadlineError("did not answer within 3 s")))
     assert lines[0] == "stuck: the agent does not answer"
+
+
+def test_a_page_is_written_on_when_an_agent_that_ended_is_back(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.html"
+    answers: list[Any] = [
+        b"one", b"two", AgentError("no agent answers"), DeadlineError("no answer"), b"three", AgentError("gone again"),
+        KeyboardInterrupt(),
+    ]  # fmt: skip
+    written = []
+
+    def read_page(path: Path) -> bytes:
+        written.append(page.read_bytes() if page.exists() else None)
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return bytes(answer)
+
+    monkeypatch.setattr(command, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(command, "see", lambda url: Seen(arena("run7"), SERVING, FAILING, HISTORY))
+    monkeypatch.setattr(command, "read_page", read_page)
+    assert main(["status", "/data/run7", "--page", str(page), "--watch-s", "1"]) == INTERRUPTED
+    assert written == [None, b"one", b"two", b"two", b"two", b"three", b"three"]
+    noted = [line for line in capsys.readouterr().err.splitlines() if "stays as it is" in line]
+    assert [line.partition(";")[0] for line in noted] == ["holdfast: no agent answers", "holdfast: gone again"]
 
 
 def test_sparks_are_as_high_as_the_largest(monkeypatch):

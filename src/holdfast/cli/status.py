@@ -9,6 +9,7 @@ import time
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -100,7 +101,7 @@ def _page(looking: Callable[[], Sequence[Seen]], page: Path | None, browse: bool
     """Write the page; with `watch_s` until an interrupt."""
     seen = _one(looking())
     path = page or Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}-{seen.arena.path.name}.html"
-    _write_page(seen, path)
+    _write_page(path, read_page(seen.arena.path))
     if browse and not webbrowser.open(path.absolute().as_uri()):
         raise UsageError(
             f"no browser opens here; the page is {path}",
@@ -110,9 +111,23 @@ def _page(looking: Callable[[], Sequence[Seen]], page: Path | None, browse: bool
         write(f"{path}")
         return
     note(f"writing {path} every {watch_s:g} s; Ctrl-C ends it")
+    _keep_writing(path, seen.arena.path, watch_s)
+
+
+def _keep_writing(path: Path, arena: Path, watch_s: float) -> NoReturn:
+    """A run that ends meanwhile ends nothing, as in the live view; that is noted once."""
+    silent = False
     while True:
         time.sleep(watch_s)
-        _write_page(seen, path)
+        try:
+            data = read_page(arena)
+        except HoldfastError as e:
+            if not silent:
+                note(f"{e.message}; {path} stays as it is until an agent answers")
+            silent = True
+        else:
+            _write_page(path, data)
+            silent = False
 
 
 def _one(agents: Sequence[Seen]) -> Seen:
@@ -123,9 +138,8 @@ def _one(agents: Sequence[Seen]) -> Seen:
     return agents[0]
 
 
-def _write_page(seen: Seen, path: Path) -> None:
+def _write_page(path: Path, data: bytes) -> None:
     """Whole or not at all: a browser may load it at any moment."""
-    data = read_page(seen.arena.path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,9 @@ def _readable(value: Any) -> Any:
         return _Shown(f"<tensor {value.fqn}>")
     if isinstance(value, Opaque):
         return _Shown(f"{value.tag}({_readable(value.value)!r})")
-    if type(value) is dict:
-        return {key: _readable(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
+    if isinstance(value, dict):
+        items = {_readable(key): _readable(item) for key, item in value.items()}
+        return defaultdict(value.default_factory, items) if type(value) is defaultdict else type(value)(items)
+    if type(value) in (list, tuple, set, frozenset):
         return type(value)(_readable(item) for item in value)
     return value

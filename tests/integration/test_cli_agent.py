@@ -53,6 +53,11 @@ def wait_for(arena: Path) -> None:
         time.sleep(0.02)
 
 
+def agent_finding(document: dict) -> dict:
+    [found] = [f for f in document["findings"] if f["check"] == "agent"]
+    return found
+
+
 def test_the_agent_runs_tells_its_status_and_is_stopped(home, run):
     with foreground(home) as agent:
         wait_for(arena_of(f"file://{home}"))
@@ -60,7 +65,7 @@ def test_the_agent_runs_tells_its_status_and_is_stopped(home, run):
         assert code == 0
         assert (status["run"], status["pid"]) == ("run7", agent.pid)
         assert run("ls", home)[1]["agent"]
-        assert "serves" in next(f for f in run("doctor", home)[1]["findings"] if f["check"] == "agent")["message"]
+        assert "serves" in agent_finding(run("doctor", home)[1])["message"]
         assert run("agent", home, "--stop")[1]["was_running"]
         assert agent.wait(START_S) == 0
     assert not run("agent", home, "--stop")[1]["was_running"]
@@ -153,7 +158,7 @@ def test_the_status_table_tells_that_a_trainer_is_dead(home, monkeypatch, capsys
 
 
 def test_the_agent_is_found_where_the_highest_attempt_was_claimed(home, run, monkeypatch):
-    with foreground(home):
+    with foreground(home) as agent:
         arena = arena_of(f"file://{home}")
         wait_for(arena)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -162,6 +167,19 @@ def test_the_agent_is_found_where_the_highest_attempt_was_claimed(home, run, mon
         tier.close()
         monkeypatch.setenv("HOLDFAST_ARENA_DIR", f"{home.parent}/elsewhere")
         assert run("ls", home)[1]["agent"]
+        assert "serves" in agent_finding(run("doctor", home)[1])["message"]
+        for module in ("runs", "health.agent"):
+            monkeypatch.setattr(f"holdfast.cli.{module}._CALL_S", 0.5)
+        agent.send_signal(signal.SIGSTOP)
+        try:
+            code, document = run("doctor", home)
+            assert (code, agent_finding(document)["level"]) == (1, "bad")
+            assert "did not answer" in agent_finding(document)["message"]
+            code, document = run("ls", home)
+            assert (code, document["agent"]) == (0, True)
+            assert "memory: the agent did not answer" in str(document["problems"])
+        finally:
+            agent.send_signal(signal.SIGCONT)
 
 
 def test_clearing_the_run_ends_an_agent_without_trainers(home, run):

@@ -85,6 +85,7 @@ def doctor(  # noqa: PLR0913  one parameter per option
         gone = removed if yes else []
         findings = [
             *_look(settings, url, state_bytes, [a for a in found if a.path.exists()]),
+            *(agent_findings(run.arena if run else arena_of(url)) if url else ()),
             *unreadable,
             *(run_findings(run) if run else ()),
             *leftover_findings([x for x in leftovers if x not in gone]),
@@ -131,11 +132,9 @@ def _look(settings: Settings, url: str | None, state_bytes: int | None, found: l
     yield from arena_room(settings, state_bytes, sum(a.size_bytes for a in found if a.path == arena))
     yield from arena_abilities(arena)
     yield from what_ends_with_us(read_surroundings(Path(settings.arena_dir)))
-    if url is not None:
-        if _is_file(url):
-            scope = next((t.scope for t in settings.tiers if t.url == url), Scope.SHARED)
-            yield from home_abilities(_path(url), scope)
-        yield from agent_findings(arena)
+    if url is not None and _is_file(url):
+        scope = next((t.scope for t in settings.tiers if t.url == url), Scope.SHARED)
+        yield from home_abilities(_path(url), scope)
 
 
 def _is_file(url: str) -> bool:

@@ -21,7 +21,7 @@ from holdfast.tiers import open_tier, same_place
 from holdfast.tiers.contract import Tier
 from holdfast.wire.client import AgentClient
 from holdfast.wire.messages import StepInfo
-from holdfast.wire.spawn import answers
+from holdfast.wire.spawn import answers, read_config
 
 MEMORY = "memory"
 _CALL_S = 30.0
@@ -84,10 +84,10 @@ class Run:
         socket = coordinator_socket(self.owner) if found is None else None
         if socket is None or not answers(socket.parent):
             return found
-        # What was copied names the coordinator of what it was copied from, which leads another run.
-        client = AgentClient(socket)
-        home = client.get("/status", dict[str, Any], timeout_s=_CALL_S)["home"]
-        return client if same_place(home, self.settings.home) else None
+        # What was copied names the coordinator of what it was copied from, which leads another run. Settings tell:
+        # an agent that hangs would not.
+        home = read_config(socket.parent).home
+        return AgentClient(socket) if same_place(home, self.settings.home) else None
 
     @cached_property
     def owning_agent(self) -> AgentClient | None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -103,11 +104,21 @@ def test_an_agent_of_a_home_that_is_not_there_makes_nothing(home, capsys):
 def test_an_agent_that_does_not_start_leaves_no_arena(home, monkeypatch):
     def fail(arena: Path) -> int:
         assert (arena / "config.json").exists()
+        assert [stat.S_IMODE(p.stat().st_mode) for p in (arena, arena.parent)] == [0o700, 0o700]
         return 52
 
     monkeypatch.setattr("holdfast.agent.main.run", fail)
     assert main(["agent", str(home)]) == 52
     assert left(home) == []
+
+
+def test_an_agent_moves_into_no_directory_that_another_user_may_have_made(home, capsys):
+    elsewhere = home.parent / "elsewhere"
+    elsewhere.mkdir()
+    arena_of(f"file://{home}").parent.symlink_to(elsewhere)
+    assert main(["agent", str(home)]) == 3
+    assert "belongs to user" in capsys.readouterr().err
+    assert not any(elsewhere.iterdir())
 
 
 def test_an_agent_whose_home_has_gone_says_so_and_keeps_its_arena(home, run, tmp_path):

@@ -18,7 +18,7 @@ from holdfast.errors import AgentError, ConfigError, NotFoundError, UsageError
 from holdfast.tiers.posix import path_of_url
 from holdfast.units import format_bytes, format_seconds
 from holdfast.wire.client import AgentClient
-from holdfast.wire.spawn import CONFIG, SOCKET, answers, check_socket_path, write_config
+from holdfast.wire.spawn import CONFIG, SOCKET, answers, check_socket_path, move_in
 
 _CALL_S = 60.0
 _SAID_OTHERWISE = frozenset({"arena_size"})
@@ -72,7 +72,7 @@ def _run(arena: Path, url: str | None) -> None:
         if url is None:
             raise AgentError(f"no settings in {arena}", hint="name the run by its URL: `holdfast agent URL`")
         _require_home(url)
-        _create(arena, url)
+        os.close(move_in(arena, settings_of(url)))  # its log: in the foreground it writes to the terminal
     code = run(arena)
     if code != 0:
         if fresh:
@@ -102,18 +102,6 @@ def _take_back(arena: Path) -> None:
         remove(found)
         with contextlib.suppress(OSError):
             arena.parent.rmdir()
-
-
-def _create(arena: Path, url: str) -> None:
-    """The directory with its settings, as `spawn` would make it."""
-    try:
-        arena.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_config(arena, settings_of(url))
-    except OSError as e:
-        raise AgentError(
-            f"cannot use the arena directory {arena}: {e.strerror}",
-            hint="set HOLDFAST_ARENA_DIR to a writable memory file system",
-        ) from e
 
 
 def _status(arena: Path, as_json: bool) -> None:

@@ -97,13 +97,7 @@ def check_socket_path(arena: Path) -> None:
 def spawn_agent(settings: Settings) -> None:
     """Start an agent process and return at once. It lives in a session of its own, as nobody's child."""
     arena = settings.arena
-    try:
-        log = _move_in(arena, settings)
-    except OSError as e:
-        raise AgentError(
-            f"cannot use the arena directory {arena}: {e.strerror}",
-            hint="set HOLDFAST_ARENA_DIR to a writable memory file system",
-        ) from e
+    log = move_in(arena, settings)
     try:
         # Through a shell that exits at once, so that the agent is never our zombie and outlives us.
         shell = subprocess.run(
@@ -131,8 +125,21 @@ def _note_start(arena: Path, pid: int) -> None:
                 served(arena)
 
 
+def move_in(arena: Path, settings: Settings) -> int:
+    """Make the directory, ours alone, and leave the settings there; returns the log, open.
+
+    Raises: AgentError when the file system refuses; ConfigError when the directory is another user's.
+    """
+    try:
+        return _move_in(arena, settings)
+    except OSError as e:
+        raise AgentError(
+            f"cannot use the arena directory {arena}: {e.strerror}",
+            hint="set HOLDFAST_ARENA_DIR to a writable memory file system",
+        ) from e
+
+
 def _move_in(arena: Path, settings: Settings) -> int:
-    """Make the directory and leave the settings there; returns the log, open. Raises: OSError."""
     for last in (False,) * (_MOVE_IN_TRIES - 1) + (True,):
         try:
             for directory in (arena.parent, arena):

@@ -316,6 +316,17 @@ def test_a_tied_tensor_may_be_replaced_with_its_tie():
         assert "m.b.weight" not in captured.tensors
 
 
+def test_a_tie_lasts_as_long_as_both_see_the_memory_the_same_way():
+    a = torch.randn(3, 3)
+    state = {"a": a, "b": a.view(3, 3)}
+    again = Capture()
+    for tied in (True, False, True):
+        captured = again.refresh(state)
+        assert captured.structure.aliases == ({"b": "a"} if tied else {})
+        assert list(captured.tensors) == (["a"] if tied else ["a", "b"])
+        state["b"].t_()
+
+
 def test_a_new_tensor_of_the_same_form_keeps_the_structure():
     again = Capture()
     first = again.refresh({"rng": torch.zeros(3), "x": torch.ones(1)})

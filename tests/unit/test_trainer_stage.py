@@ -149,6 +149,43 @@ def test_a_stager_follows_the_live_tensors_without_a_new_layout():
     slots[0].release()
 
 
+def turn(tensor):
+    with torch.no_grad():
+        tensor.t_()
+
+
+def take_turned(tensor):
+    tensor.data = tensor.data.t()
+
+
+def take_conjugate(tensor):
+    tensor.data = tensor.data.conj()
+
+
+@pytest.mark.parametrize("change", [turn, take_turned, take_conjugate])
+def test_a_tensor_that_sees_its_memory_otherwise_is_staged_as_it_sees_it(change):
+    """Object, address and shape stay. Both are staged through a view: rows, and bytes that torch does not copy."""
+    weight = torch.nn.Parameter(torch.randn(512, 512, dtype=torch.complex64))
+    state = {"w": weight, "small": random_bits((4, 4), torch.uint8).view(SMALL)}
+    capture = Capture()
+    captured = capture.refresh(state)
+    payload = captured.payload(0)
+    pieces = assign([captured.structure] * 2).pieces(0)
+    assert [piece.lengths for piece in pieces] == [(256, 512), (4, 4)]
+    template = lay_out(pieces, run="r", rank=0, world_size=2, plain_bytes=len(payload))
+    stager, slot = Stager(template), memoryview(bytearray(template.layout.size_bytes))
+    for changes in range(3):
+        if changes:
+            address = weight.data_ptr()
+            change(weight)
+            state["small"].t_()
+            assert weight.data_ptr() == address
+        stager.stage(slot, capture.refresh(state), payload, attempt=1, step=changes)
+        for entry in template.layout.entries:
+            seen = state[entry.piece.fqn][: entry.piece.lengths[0]]
+            assert bytes(slot[entry.start : entry.stop]) == bits(seen), (entry.piece.fqn, changes)
+
+
 def test_live_tensors_are_copied_not_shared():
     state = {"w": torch.zeros(3)}
     images = images_of(state)

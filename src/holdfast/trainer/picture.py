@@ -20,6 +20,7 @@ from holdfast.trainer.structure import Boxes, Kind, Structure, TensorSpec
 from holdfast.trainer.values import dtype_name
 
 Tensors = Mapping[str, torch.Tensor]
+Way = tuple[tuple[int, ...], bool, bool]
 
 _shape = attrgetter("shape")
 _dtype = attrgetter("dtype")
@@ -67,7 +68,7 @@ class Picture:
             return None
         addresses = _addresses(tensors)
         if addresses == self.addresses and all(map(is_, tensors, self.tensors)):
-            return self
+            return self if self._look() == self._ways else None
         if not self._cut_alike(tensors):
             return None
         found = replace(self, tensors=tensors, addresses=addresses)
@@ -84,23 +85,35 @@ class Picture:
 
         A name that carries a form comes before those that do not, or the form would be lost.
         """
+        first: dict[object, str] = {}
+        found: dict[str, str] = {}
+        rows: Iterable[tuple[int, Way]] = zip(self._meeting, self._ways, strict=True)
+        if self.forms:
+            rows = sorted(rows, key=lambda row: self.names[row[0]] not in self.forms)
+        for i, seen in rows:
+            name = self.names[i]
+            key = (self.addresses[i], self.dtypes[i], self.shapes[i], self.tensors[i].device, seen)
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+        return found
+
+    @cached_property
+    def _meeting(self) -> list[int]:
+        """Places of shared tensors that begin where others begin."""
         counts = Counter(self.addresses)
         del counts[0]
         if len(counts) + self.addresses.count(0) == len(self.addresses):
-            return {}
-        first: dict[object, str] = {}
-        found: dict[str, str] = {}
-        tensors = dtensor.locals_of(self.tensors)
-        rows: Iterable[tuple[str, torch.Tensor, torch.Size, int, bool]]
-        rows = zip(self.names, tensors, self.shapes, self.addresses, self.own, strict=True)
-        if self.forms:
-            rows = sorted(rows, key=lambda row: row[0] not in self.forms)
-        for name, tensor, shape, address, own in rows:
-            if counts[address] > 1 and not own:
-                key = (address, tensor.dtype, shape, tensor.stride(), tensor.device, _lazy_bits(tensor))
-                if first.setdefault(key, name) != name:
-                    found[name] = first[key]
-        return found
+            return []
+        rows = enumerate(zip(self.addresses, self.own, strict=True))
+        return [i for i, (address, own) in rows if counts[address] > 1 and not own]
+
+    @cached_property
+    def _ways(self) -> list[Way]:
+        """How they saw their memory when first asked, which `structure` and `next` do."""
+        return self._look()
+
+    def _look(self) -> list[Way]:
+        return [way(dtensor.local_of(self.tensors[i])) for i in self._meeting]
 
     def structure(self) -> Structure:
         """Raises: UnsupportedValueError: two tensors with one name, or one that cannot be saved."""
@@ -203,8 +216,12 @@ def _address(tensor: torch.Tensor) -> int:
         return 0
 
 
-def _lazy_bits(tensor: torch.Tensor) -> tuple[bool, bool]:
-    return tensor.is_conj(), tensor.is_neg()
+def way(tensor: torch.Tensor) -> Way:
+    """How a tensor sees its memory, which may change while object, address and shape stay: `t_()`, `p.data = p.data.T`.
+
+    Strides, and whether its numbers are conjugates or negatives of those in memory.
+    """
+    return tensor.stride(), tensor.is_conj(), tensor.is_neg()
 
 
 def check_tensor(name: str, tensor: torch.Tensor, *, own: bool = False) -> None:

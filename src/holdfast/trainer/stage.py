@@ -10,6 +10,7 @@ import ctypes
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import is_
 
 import torch
 
@@ -19,6 +20,7 @@ from holdfast.model.rect import Rect
 from holdfast.trainer.capture import Captured
 from holdfast.trainer.devices import copy_between_devices
 from holdfast.trainer.move import is_plain_memory, move
+from holdfast.trainer.picture import Way, way
 from holdfast.trainer.structure import Box, Boxes
 from holdfast.trainer.values import copyable, dtype_of
 
@@ -54,6 +56,8 @@ class Stager:
         self._parts = [(i, e.piece) for i, e in enumerate(self._entries) if not (e.piece.is_whole and e.piece.nbytes)]
         self._sources: list[torch.Tensor] = []
         self._sources_of: tuple[object, object] | None = None
+        self._viewed: list[torch.Tensor] = []
+        self._ways: list[Way] = []
         self._on_host = False
         self._moved: list[int] = []
         self._left: list[int] = []
@@ -89,6 +93,7 @@ class Stager:
         """Let go of all buffers and tensors, so that mappings can be closed."""
         self._views.clear()
         self._sources, self._sources_of, self._left_sources = [], None, []
+        self._viewed, self._ways = [], []
 
     def _views_of(self, buffer: memoryview) -> _Views:
         size = self._template.layout.size_bytes
@@ -113,25 +118,31 @@ class Stager:
         return views.rest, self._left_sources
 
     def _sources_from(self, captured: Captured) -> list[torch.Tensor]:
+        """Per entry the live tensor, or a view of it: made anew where it sees its memory otherwise than it did then."""
         of = (captured.tensors, captured.own)
-        if self._sources_of is None or any(a is not b for a, b in zip(of, self._sources_of, strict=True)):
+        same = self._sources_of is not None and all(map(is_, of, self._sources_of))
+        if not same or list(map(way, self._viewed)) != self._ways:
             tensors = {**captured.tensors, **captured.own}
-            self._sources = list(map(tensors.__getitem__, self._names))
+            live = list(map(tensors.__getitem__, self._names))
+            self._sources = live.copy()
             for i, piece in self._parts:
                 boxes = () if piece.owner_rank is not None else captured.structure.boxes_of(piece.fqn)
-                self._sources[i] = rectangle(self._sources[i], piece, boxes)
+                self._sources[i] = rectangle(live[i], piece, boxes)
             self._sources = list(map(copyable, self._sources))
+            self._viewed = [tensor for tensor, source in zip(live, self._sources, strict=True) if source is not tensor]
+            self._ways = list(map(way, self._viewed))
             self._on_host = all(tensor.device.type == "cpu" for tensor in self._sources)
             self._sources_of = of
         return self._sources
 
 
 def rectangle(tensor: torch.Tensor, piece: Piece, boxes: Boxes) -> torch.Tensor:
-    """The view of a tensor that a piece is; `boxes` says what of the global tensor it holds."""
+    """The view of a tensor that a piece is, or the tensor itself; `boxes` says what of the global tensor it holds."""
     if not piece.nbytes:  # a shard of a tensor without elements may have another shape without elements
         return tensor.new_empty(piece.lengths)
     box = next(b for b in boxes if b.rect.meet(piece.rect) == piece.rect)
-    return view_of(tensor.detach(), box, piece.rect)
+    view = view_of(tensor.detach(), box, piece.rect)
+    return tensor if view.shape == tensor.shape else view
 
 
 def view_of(tensor: torch.Tensor, box: Box, rect: Rect) -> torch.Tensor:

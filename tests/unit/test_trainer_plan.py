@@ -1,7 +1,10 @@
 """What a plan of stages keeps, and what it lets go of."""
 
 import gc
+import mmap
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,16 +12,51 @@ torch = pytest.importorskip("torch")
 
 from holdfast.trainer.plan import StagePlan  # noqa: E402
 from holdfast.trainer.ranks import Ranks, Talk  # noqa: E402
+from holdfast.wire.pages import PAGE_BYTES, SlotPage  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 
-def test_a_plan_that_forgets_lets_go_of_the_state():
-    model, loose = torch.nn.Linear(3, 3), torch.zeros(3)
+class Room:
+    """A slot in memory that cannot be unmapped while anybody looks into it."""
+
+    def __init__(self, size_bytes):
+        self.memory = mmap.mmap(-1, size_bytes)
+        self.page = SlotPage(memoryview(bytearray(PAGE_BYTES)))
+
+    def room(self, size_bytes):
+        return memoryview(self.memory)[:size_bytes]
+
+
+@pytest.fixture
+def session():
+    """Of an agent that deals whatever is asked for."""
+    slots = SimpleNamespace(unmapped=0, has=lambda slot: True)
+    made: Any = SimpleNamespace(slots=slots, prepare=lambda *sizes: None)
+    return made
+
+
+@pytest.fixture
+def plan():
+    return StagePlan("run7", Ranks(None, 1.0))
+
+
+def save(plan, session, state, *, step=1):
+    """The slots filled, by number of the image."""
+    plan.follow(state)
+    plan.look_for_changes(session, 1)
+    slots = [Room(size_bytes) for _, size_bytes in sorted(plan.to_stage)]
+    plan.stage(slots, attempt=1, step=step, due_mask=1)
+    return slots
+
+
+def test_a_plan_that_forgets_lets_go_of_the_state(plan, session):
+    model, loose = torch.nn.Linear(600, 600), torch.zeros(3)
     seen = [weakref.ref(x) for x in (model, model.weight, loose)]
-    plan = StagePlan("run7", Ranks(None, 1.0))
-    plan.learn({"model": model, "x": loose}, Talk(None, 0, 1))
-    del model, loose
+    state = {"model": model, "x": loose}
+    plan.learn(state, Talk(None, 0, 1))
+    save(plan, session, state)
+    del model, loose, state
     gc.collect()
     assert None not in [ref() for ref in seen]
     plan.forget()

@@ -92,8 +92,9 @@ class Stager:
     def forget(self) -> None:
         """Let go of all buffers and tensors, so that mappings can be closed."""
         self._views.clear()
-        self._sources, self._sources_of, self._left_sources = [], None, []
+        self._sources, self._sources_of = [], None
         self._viewed, self._ways = [], []
+        self._left_of, self._left_sources = None, []
 
     def _views_of(self, buffer: memoryview) -> _Views:
         size = self._template.layout.size_bytes

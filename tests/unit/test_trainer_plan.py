@@ -62,3 +62,25 @@ def test_a_plan_that_forgets_lets_go_of_the_state(plan, session):
     plan.forget()
     gc.collect()
     assert [ref() for ref in seen] == [None] * 3
+
+
+def with_frozen():
+    """A state of two images: what steps share is 1.4 MB."""
+    base, adapter = torch.nn.Linear(600, 600), torch.nn.Linear(4, 4)
+    model = torch.nn.ModuleDict({"base": base, "norm": torch.nn.BatchNorm1d(600), "adapter": adapter})
+    return {"model": model, "optim": torch.optim.SGD(adapter.parameters(), lr=0.1)}
+
+
+def test_the_memory_of_slots_that_are_gone_is_free_with_the_next_save(plan, session):
+    state = with_frozen()
+    plan.learn(state, Talk(None, 0, 1))
+    slots = save(plan, session, state)
+    assert len(slots) == 2
+    for slot in slots:
+        with pytest.raises(BufferError):
+            slot.memory.close()
+    session.slots.unmapped, session.slots.has = 1, lambda slot: False
+    again = save(plan, session, state, step=2)
+    assert len(again) == 2, "what steps share is gone, too"
+    for slot in slots:
+        slot.memory.close()

@@ -78,6 +78,18 @@ def test_slots_faulted_before_a_device_was_seen_are_locked_then(slots):
     assert len(locked) == 2
 
 
+def test_what_is_unmapped_is_counted_for_whoever_keeps_views_of_it(slots):
+    slots.dealt([0, 1], PAGE_BYTES)
+    wait_for(slots)
+    slots.drop_stale()
+    assert slots.unmapped == 0
+    slots.slot(0).file.path.unlink()
+    slots.drop_stale()
+    assert slots.unmapped == 1
+    slots.dealt([], PAGE_BYTES)
+    assert slots.unmapped == 2
+
+
 class AtTheEnd:
     """A lock that holds its thread up where that has found nothing more to do."""
 

@@ -21,7 +21,7 @@ from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.session import Session
 from holdfast.trainer.shared import SharedPart
 from holdfast.trainer.shares import Shares, assign, unsplit
-from holdfast.trainer.slots import TrainerSlot
+from holdfast.trainer.slots import Slots, TrainerSlot
 from holdfast.trainer.stage import Stager
 from holdfast.trainer.structure import Structure
 from holdfast.wire.pages import SlotState, barrier
@@ -55,6 +55,7 @@ class StagePlan:
         self._part: SharedPart | None = None
         self._relied_on: ImageId | None = None
         self._compared: set[str] = set()
+        self._unmapped = 0
 
     @property
     def image_bytes(self) -> int:
@@ -182,6 +183,7 @@ class StagePlan:
 
         Tensors that change again and again move to the image of every step, if the arena has room for that.
         """
+        self._follow_slots(session.slots)
         if self._part is None:
             return
         assert self._captured is not None
@@ -192,6 +194,16 @@ class StagePlan:
             self._part.outdate()
             self._move(session, self._grouping.note(self._captured.structure, changed))
         self._rely_on(relied_on)
+
+    def _follow_slots(self, slots: Slots) -> None:
+        """Let go of the views of slots if some are not mapped any more."""
+        if slots.unmapped == self._unmapped:
+            return
+        self._unmapped = slots.unmapped
+        if self._stager is not None:
+            self._stager.forget_buffers()
+        if self._part is not None:
+            self._part.forget_buffers()
 
     def _move(self, session: Session, names: frozenset[str]) -> None:
         if not names or not self._grouping.may_try():

@@ -44,7 +44,9 @@ class SharedPart:
     def relied_on(self, slots: Slots, attempt: int) -> ImageId | None:
         """The image of this attempt that the agent still holds. What only seems to be held nobody would find whole."""
         staged = self._staged
-        if staged is None or staged.image.attempt != attempt or not slots.has(staged.slot):
+        if staged is not None and not slots.has(staged.slot):
+            staged = self._staged = None  # it would keep the memory
+        if staged is None or staged.image.attempt != attempt:
             return None
         page = staged.slot.page
         held = page.generation == staged.generation and page.state in (SlotState.STAGED, SlotState.HELD)
@@ -75,8 +77,12 @@ class SharedPart:
         """No later save relies on what was staged: while a save waits to stage another, the agent may free it."""
         self._staged = None
 
+    def forget_buffers(self) -> None:
+        """Let go of every view of the slots; views are made anew where they are needed again."""
+        self._stager.forget_buffers()
+
     def forget(self) -> None:
-        """Let go of every view of the slots."""
+        """Let go of the slots, and of the state."""
         self._stager.forget()
         self._staged = None
 

@@ -82,6 +82,8 @@ class Slots:
         self._fault_error: HoldfastError | None = None
         self.page_lock: Callable[[memoryview], Callable[[], None]] | None = None
         """How pages are locked for a device, once per slot and process; None: they are not."""
+        self.unmapped = 0
+        """How often slots were let go of: whoever keeps views of them does so, too, or their memory is never free."""
 
     # -- mapped and faulted -------------------------------------------------------------------------------------------
     def dealt(self, numbers: list[int], image_bytes: int, shared_bytes: int = 0) -> None:
@@ -146,16 +148,20 @@ class Slots:
     def _drop_others(self) -> None:
         """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so. With
         the lock."""
-        for number in self._slots.keys() - set(self._mine):
+        others = self._slots.keys() - set(self._mine)
+        for number in others:
             self._slots.pop(number).let_go()
+        self.unmapped += bool(others)
 
     def drop_stale(self) -> None:
         """Another agent: the one before may have freed the memory, and what we still map of it is nobody's."""
         with self._mapping:
-            for number in [n for n, slot in self._slots.items() if slot.file.stale]:
+            stale = [n for n, slot in self._slots.items() if slot.file.stale]
+            for number in stale:
                 slot = self._slots.pop(number)
                 if slot.unlock is not None:
                     slot.unlock()
+            self.unmapped += bool(stale)
 
     # -- taken --------------------------------------------------------------------------------------------------------
     def take(self, step: int, image_bytes: int, *, image: int = 0, patience_s: float = 0.0) -> TrainerSlot | None:

@@ -42,7 +42,7 @@ class Stager:
     Args:
         threads: how many cores may copy.
 
-    Invariants: a buffer given once stays mapped until `forget()`.
+    Invariants: a buffer given once stays mapped until `forget_buffers()`.
     Threads: one.
     """
 
@@ -89,9 +89,13 @@ class Stager:
         assert template.layout == self._template.layout
         self._template = template
 
-    def forget(self) -> None:
-        """Let go of all buffers and tensors, so that mappings can be closed."""
+    def forget_buffers(self) -> None:
+        """Let go of all buffers, so that mappings can be closed; views are made anew where they are needed again."""
         self._views.clear()
+
+    def forget(self) -> None:
+        """Let go of all buffers and tensors."""
+        self.forget_buffers()
         self._sources, self._sources_of = [], None
         self._viewed, self._ways = [], []
         self._left_of, self._left_sources = None, []

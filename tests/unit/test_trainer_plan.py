@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from holdfast.errors import CapacityError  # noqa: E402
+from holdfast.trainer import plan as module  # noqa: E402
 from holdfast.trainer.plan import StagePlan  # noqa: E402
 from holdfast.trainer.ranks import Ranks, Talk  # noqa: E402
 from holdfast.wire.pages import PAGE_BYTES, SlotPage  # noqa: E402
@@ -84,3 +86,39 @@ def test_the_memory_of_slots_that_are_gone_is_free_with_the_next_save(plan, sess
     assert len(again) == 2, "what steps share is gone, too"
     for slot in slots:
         slot.memory.close()
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Images of every step have no room for what they are to hold."""
+
+    def refuse(*args, image=0, **options):
+        if not image:
+            raise CapacityError("the header would pass its limit")
+        return lay_out(*args, image=image, **options)
+
+    lay_out = module.lay_out
+    with monkeypatch.context() as patch:
+        yield lambda: patch.setattr(module, "lay_out", refuse)
+
+
+def test_a_layout_that_cannot_be_made_leaves_both_images_as_they_were(plan, full):
+    state = with_frozen()
+    plan.learn(state, Talk(None, 0, 1))
+    before = plan.sizes
+    state["model"]["base"] = torch.nn.Linear(700, 700)
+    full()
+    with pytest.raises(CapacityError):
+        plan.follow(state)
+    assert plan.sizes == before
+
+
+def test_what_changes_stays_where_it_is_if_no_layout_has_room_for_it(plan, session, full):
+    state = with_frozen()
+    plan.learn(state, Talk(None, 0, 1))
+    save(plan, session, state)
+    before = plan.sizes
+    state["model"]["norm"].running_mean += 1
+    full()
+    assert len(save(plan, session, state, step=2)) == 2, "it is staged anew with the rest"
+    assert plan.sizes == before

@@ -142,15 +142,17 @@ class StagePlan:
         self._groups = groups
 
     def _lay_out_groups(self, structure: Structure, groups: Groups) -> None:
+        """Raises: CapacityError; everything is as it was before, then."""
         threads = cores(self._ranks.size)
-        if self._part is None or groups.shared != self._groups.shared or structure is not self._laid_out_for:
+        part = self._part
+        if part is None or groups.shared != self._groups.shared or structure is not self._laid_out_for:
             shared = self._maker(structure, groups, image=1) if groups.shared else None
-            self._part = SharedPart(shared(), threads) if shared is not None else None
+            part = SharedPart(shared(), threads) if shared is not None else None
         make = self._maker(structure, groups)
         # Whatever it relies on, its layout is the same.
         longest = make(relies_on=(ImageId(*_ANY, self._ranks.rank, 1),)) if groups.shared else None
         self._template = make(min_header_bytes=longest.layout.header_bytes if longest is not None else 0)
-        self._make = make
+        self._part, self._make = part, make
         self._stager = Stager(self._template, threads=threads)
         self._relied_on = None
 
@@ -210,8 +212,8 @@ class StagePlan:
             return
         before = self._grouping.move(names)
         assert self._laid_out_for is not None
-        self._lay_out(self._laid_out_for)
         try:
+            self._lay_out(self._laid_out_for)
             session.prepare(*self.sizes)
         except HoldfastError:
             # There is no room for that, or nobody to ask: they are staged anew with the rest whenever they change.

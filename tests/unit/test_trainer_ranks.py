@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 from holdfast.errors import DeadlineError, HoldfastError, LoadError, UsageError  # noqa: E402
 from holdfast.model.identity import CheckpointId, ImageId  # noqa: E402
 from holdfast.trainer.load import Loader  # noqa: E402
+from holdfast.trainer.noted import note  # noqa: E402
 from holdfast.trainer.plan import StagePlan  # noqa: E402
 from holdfast.trainer.ranks import Ranks, Talk  # noqa: E402
+from holdfast.trainer.saves import Saves, Wanted  # noqa: E402
 from holdfast.wire import messages  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -39,6 +41,19 @@ def test_a_layout_that_fails_on_one_rank_is_heard_of():
     with pytest.raises(UsageError, match="cannot be the name of a tensor"):
         StagePlan("run7", Ranks(None, 1.0)).learn({"x" * 5000: torch.zeros(1)}, talk)
     assert isinstance(talk.last_error, UsageError)
+
+
+def test_metrics_that_are_none_are_heard_of_before_an_attempt_is_claimed():
+    talk = Heard()
+    told: list[str] = []
+    ranks: Any = SimpleNamespace(rank=0, size=1, talk=lambda: contextlib.nullcontext(talk))
+    session: Any = SimpleNamespace(tell=lambda path, *more: told.append(path))
+    saves = Saves(session, ranks, StagePlan("run7", ranks))
+    wanted = Wanted(1, frozenset({"memory"}), frozenset(), lambda: note({"loss": "low"}))
+    with pytest.raises(UsageError, match="'loss' is no number"):
+        saves.make({"x": torch.zeros(1)}, wanted, began=0.0, patience_s=0.0)
+    assert isinstance(talk.last_error, UsageError)
+    assert told == []
 
 
 # Loads ---------------------------------------------------------------------------------------------------------------

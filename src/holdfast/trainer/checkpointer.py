@@ -165,8 +165,8 @@ class Checkpointer:
         # Nothing comes after the last save that could be slowed; half of the time is left to close(), where the other
         # ranks wait for this one.
         patience_s = self._settings.close_timeout_s / 2 if self._stopping.reached else 0.0
-        notes = note(metrics) if self._ranks.rank == 0 else b""  # not before: a metric may be a tensor on a device
-        wanted = Wanted(step, due | timed, timed - due, notes)
+        # Not noted before this is needed: a metric may be a tensor on a device.
+        wanted = Wanted(step, due | timed, timed - due, lambda: note(metrics) if self._ranks.rank == 0 else b"")
         made = self._saves.make(state, wanted, began=began, patience_s=patience_s)
         self._wished.check(due | timed, metrics)
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,12 @@ from holdfast.wire import messages
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A step to be saved, the tiers it is due on, those of them by time alone, and rank 0's notes."""
+    """A step to be saved, the tiers it is due on, those of them by time alone, and what gives rank 0's notes."""
 
     step: int
     due: frozenset[str]
     timed: frozenset[str]
-    notes: bytes
+    notes: Callable[[], bytes]
 
 
 class Saves:
@@ -72,10 +73,12 @@ class Saves:
 
         Raises: see Checkpointer.save.
         """
-        if self._attempt:
+
+        def look() -> bytes:
             self._plan.follow(state)
-        else:
-            self._claim(state)
+            return wanted.notes()
+
+        notes = look() if self._attempt else self._claim(look)
         step, due = wanted.step, wanted.due
         self._plan.look_for_changes(self._session, self._attempt)
         slots = self._take(step, patience_s)
@@ -88,7 +91,7 @@ class Saves:
             return self._handle(step, due, began, error)
         try:
             slots[0].page.timed_mask = self._mask(wanted.timed)
-            self._plan.stage(slots, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=wanted.notes)
+            self._plan.stage(slots, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=notes)
         except BaseException:
             # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
             page.given_up_step = step
@@ -125,11 +128,14 @@ class Saves:
     def _mask(self, due: frozenset[str]) -> int:
         return due_mask(due, self._session.settings.tiers)
 
-    def _claim(self, state: dict[str, Any]) -> None:
-        """The first save after a start or a load: the one collective of a save."""
+    def _claim(self, look: Callable[[], bytes]) -> bytes:
+        """The first save after a start or a load: the one collective of a save.
+
+        Returns: what `look` does, which is called on every rank: an error of one is raised on all.
+        """
         body = messages.ClaimAttempt(self._parent)
         with self._ranks.talk() as talk:
-            talk.each(lambda: self._plan.follow(state))
+            notes = talk.each(look)[talk.rank]
             # Compared first: an attempt that saves nothing would only stand in front of what is there.
             unlike = self._plan.settle(talk)
             answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
@@ -139,6 +145,7 @@ class Saves:
         for warning in filter(None, (unlike, left)):
             # Only now: a warning that is made an error must not leave the other ranks alone in a collective.
             warnings.warn(warning, RuntimeWarning, stacklevel=4)
+        return notes
 
     def report_background_errors(self) -> None:
         """Warn of what went wrong behind the loop since the last save; being superseded always raises."""

@@ -155,7 +155,9 @@ class Saves:
                 f"attempt {run.superseded_by} owns the run now; this is attempt {self._attempt}",
                 hint="another job of the same run was started; end this one",
             )
-        if run.errors <= self._errors_seen:
+        if run.errors < self._errors_seen:
+            self._errors_seen = 0  # another run page: the memory of the one before is gone, and its count
+        if run.errors == self._errors_seen:
             return
         news = self._session.glance("/errors", messages.ErrorList, query={"since": self._errors_seen})
         if news is not None:

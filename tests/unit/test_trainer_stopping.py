@@ -10,6 +10,8 @@ from typing import Any, cast
 import pytest
 
 from holdfast.agent.stopping import Proposals
+from holdfast.errors import TierError
+from holdfast.wire.messages import ErrorList
 from holdfast.wire.pages import PAGE_BYTES, ProposalState, RunPage, TrainerPage
 
 torch = pytest.importorskip("torch")
@@ -88,6 +90,40 @@ def test_an_agent_that_dies_amid_the_agreement_leaves_it_to_the_next(proposed):
     first.join(20)
     assert answers == {0: True, 1: True}
     assert proposed.run.proposal_state == ProposalState.SETTLED
+
+
+def test_what_all_do_is_what_the_agent_says_that_settles_it(proposed):
+    """The memory is gone with the agent: the next one proposes anew under the same number, to raise."""
+    step = proposed.run.proposal_step
+    proposed.settings.on_save_error = "raise"
+    proposed.die()
+    proposed.run = made(RunPage)
+    proposals = Proposals(proposed.run)
+    proposals.fail()
+    proposals.poll(proposed.pages, complete=True)
+    assert proposed.run.proposal_step == step
+
+    def begin():
+        for session in proposed.sessions:
+            session.run_page = proposed.run
+        proposed.begin()
+
+    for session in proposed.sessions:
+        session.ensure = begin
+        session.ask = lambda *args, **options: ErrorList(1, [], {"kind": "tier", "message": "the disk is full"})
+    raised = []
+
+    def observe(rank):
+        with pytest.raises(TierError, match="the disk is full"):
+            proposed.observe(rank, step)
+        raised.append(rank)
+
+    first = threading.Thread(target=observe, args=(0,))
+    first.start()
+    time.sleep(0.05)
+    observe(1)
+    first.join(20)
+    assert sorted(raised) == [0, 1]
 
 
 def test_no_rank_stops_where_the_agreement_does_not_come(proposed):

@@ -76,11 +76,11 @@ class Stopping:
         if self._signalled:
             # Again: a new agent's page does not know yet.
             self._session.page.stop_signal = self._signalled
-        run = self._session.run_page
-        nonce = run.proposal_nonce
+        nonce = self._session.run_page.proposal_nonce
         agreed = nonce and nonce != self._session.page.proposal_done
         if agreed and self._answer(step, nonce) and self._settled(step, nonce):
-            if run.proposal_kind == ProposalKind.RAISE:
+            # Read anew: while it was settled the agent may have died, and its page with it.
+            if self._session.run_page.proposal_kind == ProposalKind.RAISE:
                 self._last = step
                 self._session.page.proposal_done = nonce
                 raise self._fatal()

@@ -1,7 +1,7 @@
 """Copies a state into a slot: the one copy a save makes.
 
 Large tensors that are plain memory are moved by all cores of the rank; all others go in one call of torch, whose loop
-in C costs half of one in Python. Views into a slot are made once and kept, like the slot.
+in C costs less than one in Python. Views into a slot are made once and kept, like the slot.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def copy(destinations: list[torch.Tensor], sources: list[torch.Tensor], *, on_ho
     """Copy each source into its destination. On return every byte has arrived.
 
     Args:
-        on_host: all are known to be in this process's memory; asking 20,000 tensors takes 6 ms.
+        on_host: all are known to be in this process's memory, so that none is asked.
     """
     if not sources:
         return

@@ -646,6 +646,34 @@ def test_a_root_that_comes_back_is_gone_on_with(tier):
     assert read_all(tier, KEY) == b"x"
 
 
+@pytest.mark.parametrize(
+    ("kind", "source", "stands"),
+    [
+        ("nfs4", "server:/export", True),
+        ("fuse.sshfs", "server:/export", True),
+        ("nfs4", "another:/export", False),
+        ("ext4", "server:/export", False),
+    ],
+)
+def test_a_network_file_system_that_is_mounted_again_may_be_another_device(tmp_path, monkeypatch, kind, source, stands):
+    def mounted(source):
+        monkeypatch.setattr("holdfast.tiers.posix.tier.mount_of", lambda path: Mount("/", "/", kind, source))
+
+    mounted("server:/export")
+    tier = PosixTier(str(tmp_path / "t"))
+    device, inode = tier._identity
+    tier._identity = device + 1, inode
+    mounted(source)
+    assert tier.stands() is stands
+    mounted("/dev/sda")
+    assert tier.stands() is stands, "looked at once"
+    if stands:
+        tier.put(KEY, memoryview(b"x"))
+    tier._identity = device, inode + 1
+    mounted("server:/export")
+    assert not tier.stands(), "another directory"
+
+
 @pytest.mark.parametrize("lose", [_removed, _another, _a_file])
 @pytest.mark.parametrize("prefix", ["", "images/", KEY])
 def test_a_root_that_has_gone_is_not_one_without_objects(tier, lose, prefix):

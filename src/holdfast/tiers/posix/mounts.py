@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Mount:
 
 def mount_of(path: Path, mountinfo: str | None = None) -> Mount:
     """The mount `path` is reached through; the last mounted where several are on one point."""
+    with contextlib.suppress(OSError):
+        os.stat(os.path.join(path, "."))  # first, for it may be mounted on demand
     text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
     real = os.path.realpath(path)
     found = Mount("/", "/", "unknown", "")

@@ -232,9 +232,17 @@ class PosixTier:
     def stands(self) -> bool:
         """Whether the directory is still the one that was opened. Raises: OSError when that cannot be seen."""
         try:
-            return self._look() == self._identity
+            found = self._look()
         except (FileNotFoundError, NotADirectoryError):
             return False
+        if found != self._identity and self._was_mounted_again(found):
+            self._identity = found
+        return found == self._identity
+
+    def _was_mounted_again(self, found: tuple[int, int]) -> bool:
+        """Whether only the device has another number, as a network file system may whenever it is mounted."""
+        same = self.mount.on_network and found[1] == self._identity[1]
+        return same and mount_of(Path(self.root)) == self.mount
 
     @property
     def recyclable(self) -> tuple[int, int]:
@@ -297,8 +305,8 @@ class PosixTier:
             )
 
     def _look(self) -> tuple[int, int]:
-        """What tells the root from another directory."""
-        status = os.stat(self.root)
+        """What tells the root from another directory; the dot has it mounted where that is done on demand."""
+        status = os.stat(os.path.join(self.root, "."))
         return status.st_dev, 0 if self.mount.type.startswith(_OTHER_INODES) else status.st_ino
 
     def _path(self, key: str) -> str:

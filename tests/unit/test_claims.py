@@ -9,6 +9,7 @@ from holdfast.agent.shelf import Shelf
 from holdfast.config import Config, TierConfig
 from holdfast.errors import SupersededError, TierUnavailableError
 from holdfast.model.identity import CheckpointId, Lineage
+from holdfast.store.attempts import read_attempts
 from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.wrappers.faults import Fault, Faults, Raise
 from holdfast.wire.spawn import coordinator_at, coordinator_socket
@@ -52,6 +53,24 @@ def test_it_counts_where_the_home_has_no_claims_for_then_it_may_have_them(home, 
     other.clear()
     begin(other)
     assert claims.read(home, [other]).highest == 1
+
+
+def test_a_claim_besides_the_home_that_cannot_be_read_counts_where_it_is_the_highest(home, other):
+    def read(home, others):
+        return read_attempts([home], spare=others)
+
+    begin(other)
+    claims = Claims(read)
+    assert claims.read(home, [other]).highest == 1
+    begin(other, CheckpointId(1, 50))
+    error = TierUnavailableError("bad sector", tier="other")
+    other.add(Fault("read_into|size", Raise(error), key="^attempts/", times=None))
+    with pytest.raises(TierUnavailableError, match="bad sector"):
+        claims.read(home, [other])
+    assert "the claims on other cannot be read (bad sector)" in claims.for_load(home, [other]).doubt
+    for _ in range(3):
+        begin(home)
+    assert claims.for_load(home, [other]) == Standing(Lineage({3: None}), 3)
 
 
 def test_without_the_home_what_it_said_last_counts_for_loads(home, other):

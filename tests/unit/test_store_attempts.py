@@ -71,6 +71,39 @@ def test_a_further_tier_that_cannot_be_listed_is_passed_over(tier):
         claim(broken, run="r", parent=None, coordinator="x")
 
 
+def test_a_spare_tier_that_lists_claims_and_cannot_read_them_is_passed_over(tier):
+    spare = Faults(MemoryTier(HeapSlots(), name="spare"))
+    begin(tier)
+    begin(spare)
+    begin(spare, CheckpointId(1, 50))
+    failing = spare.add(Fault("read_into|size", Raise(TierError("EIO")), key="^attempts/00000002", times=None))
+    attempts = read_attempts([tier], spare=[spare])
+    assert (attempts.highest, [a.attempt for a in attempts.records]) == (2, [1])
+    assert [e.message for e in attempts.unread] == ["EIO"]
+    assert attempts.unread_highest is attempts.unread[0], "it may be good, and says what counts"
+    assert attempts.problems == ()
+    assert claim(tier, [spare], run="r", parent=None, coordinator="x").attempt == 3, "its number is taken"
+    attempts = read_attempts([tier], spare=[spare])
+    assert (attempts.highest, attempts.unread_highest) == (3, None)
+    assert CheckpointId(1, 50) not in attempts.lineage
+    with pytest.raises(TierError, match="EIO"):
+        read_attempts([spare])
+    with pytest.raises(TierError, match="EIO"):
+        require_authority(spare, 1)
+    failing.times = 0
+    assert [a.attempt for a in read_attempts([tier], spare=[spare]).records] == [1, 2, 3]
+
+
+def test_what_nobody_could_list_may_have_the_only_claim(tier):
+    away = Faults(MemoryTier(HeapSlots()), Fault("list", Raise(), times=None))
+    attempts = read_attempts([tier], spare=[away])
+    assert attempts.unread_highest is attempts.unread[0]
+    begin(tier)
+    assert read_attempts([tier], spare=[away]).unread_highest is None
+    tier.put(names.attempt_key(2), memoryview(b"damaged"))
+    assert read_attempts([tier], spare=[away]).unread_highest is None, "damage is known, and told"
+
+
 def test_an_error_of_the_create_is_not_swallowed(tier):
     broken = Faults(tier, Fault("put", Raise(TierPermissionError("no"))))
     with pytest.raises(TierPermissionError):

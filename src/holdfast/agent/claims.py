@@ -43,12 +43,12 @@ class Claims:
     def read(self, home: Tier, others: Sequence[Tier]) -> Standing:
         """The lineage of the highest attempt.
 
-        Raises: what listing the home raises; what listing another tier raises if the home has no claim, for then it may
-            be that tier which has them.
+        Raises: what reading the home raises; what reading another tier raises if the home has no claim, for then it may
+            be that tier which has them, or if the highest claim stands there alone.
         """
         found = self._list(home, others)
-        if not found.highest and found.unread:
-            raise found.unread[0]
+        if found.unread_highest is not None:
+            raise found.unread_highest
         self._read = Standing(found.lineage, found.highest)
         return self._read
 
@@ -65,7 +65,8 @@ class Claims:
                 hint = "which step is the newest follows from the claims on that tier: see to it, and load again"
                 why = f"the claims of the run cannot be read: {e.message}"
                 raise type(e)(why, hint=hint, tier=e.tier, key=e.key) from e
-            doubt = f"the claims on {home.name} cannot be read ({e.message}): attempt {known.highest} counts as before"
+            where = e.tier or home.name
+            doubt = f"the claims on {where} cannot be read ({e.message}): attempt {known.highest} counts as before"
             return Standing(known.lineage, known.highest, doubt)
 
     def go_by(self, standing: Standing) -> None:

@@ -29,7 +29,7 @@ class Attempts:
     """What the tiers tell of a run's attempts, by number.
 
     `highest` counts claims that cannot be read too: the number is taken. `problems` are those. `unread` says why spare
-    tiers could not be listed.
+    tiers could not be listed, or not all of their claims be read.
     """
 
     records: tuple[Attempt, ...]
@@ -44,44 +44,47 @@ class Attempts:
             return Lineage({self.highest: None})
         return lineage_of(self.records)
 
+    @property
+    def unread_highest(self) -> HoldfastError | None:
+        """Why the claim that counts, or whether there is one, is not known though it may be good; None when it is."""
+        known = {a.attempt for a in self.records} | {names.parse_attempt_key(p.key) for p in self.problems if p.key}
+        return self.unread[0] if self.unread and self.highest not in known else None
+
 
 def read_attempts(tiers: Iterable[Tier], *, spare: Iterable[Tier] = ()) -> Attempts:
     """All claims on the given tiers; the first readable copy of each counts.
 
     Args:
-        spare: further tiers, which are passed over where they cannot be listed.
+        spare: further tiers, which are passed over where they fail. Claims that were listed count as numbers.
 
-    Raises: what listing a tier raises; a claim that cannot be read is a problem, not an error.
+    Raises: what listing a tier or reading from it raises; a damaged claim is a problem, not an error.
     """
     records: dict[int, Attempt] = {}
     problems: list[HoldfastError] = []
     unread: list[HoldfastError] = []
-    highest = 0
-    for tier, keys in [*((t, _listed(t)) for t in tiers), *((t, _listed(t, unread)) for t in spare)]:
-        for key in keys:
-            number = names.parse_attempt_key(key)
-            if number is None or number in records:
-                continue
-            highest = max(highest, number)
-            try:
-                records[number] = _read(tier, number)
-            except NotFoundError:
-                continue
-            except (CorruptError, FormatVersionError) as e:
-                problems.append(e)
+    numbers = {0}
+    for tier in tiers:
+        _gather(tier, numbers, records, problems)
+    for tier in spare:
+        try:
+            _gather(tier, numbers, records, problems)
+        except HoldfastError as e:
+            unread.append(e)
     unreadable = tuple(p for p in problems if p.key and names.parse_attempt_key(p.key) not in records)
-    return Attempts(tuple(records[n] for n in sorted(records)), highest, unreadable, tuple(unread))
+    return Attempts(tuple(records[n] for n in sorted(records)), max(numbers), unreadable, tuple(unread))
 
 
-def _listed(tier: Tier, errors: list[HoldfastError] | None = None) -> list[str]:
-    """The keys of a tier's claims; where `errors` are collected, none if they cannot be listed."""
-    try:
-        return [info.key for info in tier.list(names.ATTEMPTS)]
-    except HoldfastError as e:
-        if errors is None:
-            raise
-        errors.append(e)
-        return []
+def _gather(tier: Tier, numbers: set[int], records: dict[int, Attempt], problems: list[HoldfastError]) -> None:
+    """Add a tier's claims: first the numbers of all, then what those say that are not known yet."""
+    listed = {n for info in tier.list(names.ATTEMPTS) if (n := names.parse_attempt_key(info.key)) is not None}
+    numbers.update(listed)
+    for number in sorted(listed - records.keys()):
+        try:
+            records[number] = _read(tier, number)
+        except NotFoundError:
+            continue
+        except (CorruptError, FormatVersionError) as e:
+            problems.append(e)
 
 
 def claim(
@@ -152,13 +155,8 @@ def require_authority(authority: Tier, owner: int, checkpoint: CheckpointId | No
 
 
 def _highest(tier: Tier, *, strict: bool = False) -> int:
-    """The highest claim on a tier."""
-    try:
-        attempts = read_attempts([tier])
-    except HoldfastError:
-        if strict:
-            raise
-        return 0
+    """The highest claim on a tier; unless `strict` what can be listed of it."""
+    attempts = read_attempts([tier]) if strict else read_attempts([], spare=[tier])
     newer = next((p for p in attempts.problems if isinstance(p, FormatVersionError)), None)
     if newer is not None:
         raise newer

@@ -88,8 +88,10 @@ def test_a_spare_tier_that_lists_claims_and_cannot_read_them_is_passed_over(tier
     assert CheckpointId(1, 50) not in attempts.lineage
     with pytest.raises(TierError, match="EIO"):
         read_attempts([spare])
-    with pytest.raises(TierError, match="EIO"):
+    with pytest.raises(SupersededError):
         require_authority(spare, 1)
+    with pytest.raises(TierError, match="EIO"):
+        require_authority(spare, 2, CheckpointId(1, 50))
     failing.times = 0
     assert [a.attempt for a in read_attempts([tier], spare=[spare]).records] == [1, 2, 3]
 
@@ -184,6 +186,19 @@ def test_authority_is_with_the_highest_attempt(tier):
     require_authority(tier, 2, CheckpointId(1, 50))
     with pytest.raises(SupersededError, match="abandoned"):
         require_authority(tier, 2, CheckpointId(1, 51))
+
+
+def test_claims_are_read_only_for_what_another_attempt_saved(tier):
+    for parent in (None, CheckpointId(1, 50), CheckpointId(2, 90)):
+        begin(tier, parent)
+    asked = Faults(tier)
+    require_authority(asked, 3)
+    require_authority(asked, 3, CheckpointId(3, 100))
+    with pytest.raises(SupersededError, match="attempt 3 owns"):
+        require_authority(asked, 2, CheckpointId(2, 90))
+    assert asked.calls == {"list": 3}
+    require_authority(asked, 3, CheckpointId(1, 50))
+    assert asked.calls["read_into"] == 3
 
 
 def test_an_owner_whose_claim_was_deleted_is_not_superseded(tier):

@@ -76,7 +76,7 @@ def read_attempts(tiers: Iterable[Tier], *, spare: Iterable[Tier] = ()) -> Attem
 
 def _gather(tier: Tier, numbers: set[int], records: dict[int, Attempt], problems: list[HoldfastError]) -> None:
     """Add a tier's claims: first the numbers of all, then what those say that are not known yet."""
-    listed = {n for info in tier.list(names.ATTEMPTS) if (n := names.parse_attempt_key(info.key)) is not None}
+    listed = _numbers(tier)
     numbers.update(listed)
     for number in sorted(listed - records.keys()):
         try:
@@ -85,6 +85,11 @@ def _gather(tier: Tier, numbers: set[int], records: dict[int, Attempt], problems
             continue
         except (CorruptError, FormatVersionError) as e:
             problems.append(e)
+
+
+def _numbers(tier: Tier) -> set[int]:
+    """Of the claims on a tier, whatever they say."""
+    return {n for info in tier.list(names.ATTEMPTS) if (n := names.parse_attempt_key(info.key)) is not None}
 
 
 def claim(
@@ -125,12 +130,15 @@ def claim(
     raise TierUnavailableError(f"{_MAX_TRIES} attempts were claimed by others meanwhile", tier=authority.name)
 
 
-def require_authority(authority: Tier, owner: int, checkpoint: CheckpointId | None = None) -> Attempts:
+def require_authority(authority: Tier, owner: int, checkpoint: CheckpointId | None = None) -> None:
     """Refuse unless `owner` is the highest attempt and `checkpoint` is on its lineage.
+
+    Claims are listed; they are read for a checkpoint of another attempt alone, for the highest stands on all its own.
 
     Raises: SupersededError; TierError when the checkpoint is on no lineage because the owner's claim is gone.
     """
-    attempts = read_attempts([authority])
+    own = checkpoint is None or checkpoint.attempt == owner
+    attempts = Attempts((), max(_numbers(authority), default=0)) if own else read_attempts([authority])
     if attempts.highest > owner:
         raise SupersededError(
             f"attempt {attempts.highest} owns the run, this one is {owner}",
@@ -151,7 +159,6 @@ def require_authority(authority: Tier, owner: int, checkpoint: CheckpointId | No
             tier=authority.name,
             step=checkpoint.step,
         )
-    return attempts
 
 
 def _highest(tier: Tier, *, strict: bool = False) -> int:

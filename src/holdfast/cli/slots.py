@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import manifest as codec
 from holdfast.format import names
 from holdfast.format.header import parse_header
-from holdfast.format.image import notes_in, plain_of
+from holdfast.format.image import notes_of, plain_of
 from holdfast.format.manifest import build
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
@@ -27,8 +27,6 @@ from holdfast.tiers.contract import Buffer, Capabilities, ObjectInfo, Upload
 from holdfast.wire.pages import PAGE_BYTES, SlotState
 
 _READ_ONLY = "memory is only looked at here"
-_LENGTH_BYTES = 8
-"""Before the plain values stands how long they are, and the notes stand behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +71,7 @@ class SlotTier:
             return None, b""
         held, layout = self._held[names.image_key(first.id)], first.layout
         room = _read(held, layout.plain_start, layout.plain_capacity_bytes)
-        plain = plain_of(room)
-        return plain, notes_in(memoryview(room)[_LENGTH_BYTES + len(plain) :])
+        return plain_of(room), notes_of(room)
 
     def _header(self, held: _Held) -> Iterator[ImageHeader]:
         with suppress(HoldfastError):

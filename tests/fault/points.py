@@ -69,7 +69,7 @@ RESTART_POINTS: Points = {
 COLD_POINTS: Points = {
     "agent makes room for an image": Fault(AGENT, f"{FETCHING}._room", "after"),
     "agent reads an image": Fault(AGENT, f"{CONTENTS}.fetch"),
-    "agent checks a part": Fault(AGENT, "holdfast.store.blocks:BlockTable.check", "before", 2),
+    "agent checks a part": Fault(AGENT, "holdfast.format.blocks:BlockTable.check", "before", 2),
     "agent read, holds not yet": Fault(AGENT, f"{CONTENTS}.fetch", "after"),
     "agent holds what it read": Fault(AGENT, f"{FETCHING}._hold", "after"),
     "trainer has proven what came": Fault(TRAINER, FILL, "after"),

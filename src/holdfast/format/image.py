@@ -6,7 +6,8 @@ A block is 4 MiB of what stands before the block table. Threads may seal or chec
 from __future__ import annotations
 
 from holdfast.errors import CapacityError, CorruptError
-from holdfast.format.checksum import BLOCK_BYTES, Buffer, block_count, combine, crc64nvme
+from holdfast.format.blocks import WORD_BYTES, BlockTable, prove_block
+from holdfast.format.checksum import BLOCK_BYTES, Buffer, block_count, crc64nvme
 from holdfast.format.header import parse_header
 from holdfast.format.layout import Template, lay_out
 from holdfast.format.notes import MAX_NOTES_BYTES
@@ -29,13 +30,11 @@ __all__ = [
     "seal",
     "seal_block",
     "seal_table",
-    "table_words",
     "write_notes",
     "write_plain",
 ]
 
 _LENGTH_BYTES = 8
-_WORD_BYTES = 8
 
 
 def plain_fits(layout: ImageLayout, payload_bytes: int) -> bool:
@@ -141,18 +140,18 @@ def seal_block(buffer: Buffer, layout: ImageLayout, block: int) -> None:
     """Checksum one block into the table."""
     view = _bytes(buffer)
     start, stop = block_range(layout, block)
-    at = layout.table_start + block * _WORD_BYTES
-    view[at : at + _WORD_BYTES] = crc64nvme(view[start:stop]).to_bytes(_WORD_BYTES, "little")
+    at = layout.table_start + block * WORD_BYTES
+    view[at : at + WORD_BYTES] = crc64nvme(view[start:stop]).to_bytes(WORD_BYTES, "little")
 
 
 def seal_table(buffer: Buffer, layout: ImageLayout) -> int:
     """Finish the table once every block is sealed; the CRC64NVME of the whole image."""
     view = _bytes(buffer)
-    last = layout.size_bytes - _WORD_BYTES
-    words_end = layout.table_start + block_count(layout.table_start) * _WORD_BYTES
+    last = layout.size_bytes - WORD_BYTES
+    words_end = layout.table_start + block_count(layout.table_start) * WORD_BYTES
     view[words_end:last] = bytes(last - words_end)
-    view[last : layout.size_bytes] = crc64nvme(view[layout.table_start : last]).to_bytes(_WORD_BYTES, "little")
-    return _whole(view, layout)
+    view[last : layout.size_bytes] = crc64nvme(view[layout.table_start : last]).to_bytes(WORD_BYTES, "little")
+    return _table(view, layout).whole_crc64nvme
 
 
 def seal(buffer: Buffer, layout: ImageLayout) -> int:
@@ -162,27 +161,13 @@ def seal(buffer: Buffer, layout: ImageLayout) -> int:
     return seal_table(buffer, layout)
 
 
-def table_words(buffer: Buffer, layout: ImageLayout) -> tuple[int, ...]:
-    """The checksum of each block, as the table has them."""
-    words = _bytes(buffer)[layout.table_start : layout.size_bytes]
-    count = block_count(layout.table_start)
-    return tuple(int.from_bytes(words[i * 8 : i * 8 + 8], "little") for i in range(count))
-
-
 def check_table(buffer: Buffer, layout: ImageLayout) -> int:
     """Prove the table by its own checksum; the CRC64NVME the whole image must have.
 
     Raises:
         CorruptError: the table was damaged, or never sealed.
     """
-    view = _bytes(buffer)
-    last = layout.size_bytes - _WORD_BYTES
-    if len(view) < layout.size_bytes:
-        raise CorruptError(f"the image has {len(view)} of {layout.size_bytes} bytes")
-    stored = int.from_bytes(view[last : layout.size_bytes], "little")
-    if crc64nvme(view[layout.table_start : last]) != stored:
-        raise CorruptError("the block table does not match its checksum")
-    return _whole(view, layout)
+    return _table(_bytes(buffer), layout).whole_crc64nvme
 
 
 def check_block(buffer: Buffer, layout: ImageLayout, block: int) -> None:
@@ -193,9 +178,8 @@ def check_block(buffer: Buffer, layout: ImageLayout, block: int) -> None:
     """
     view = _bytes(buffer)
     start, stop = block_range(layout, block)
-    at = layout.table_start + block * _WORD_BYTES
-    if crc64nvme(view[start:stop]) != int.from_bytes(view[at : at + _WORD_BYTES], "little"):
-        raise CorruptError(f"bytes {start}..{stop} (block {block}) do not match their checksum")
+    at = layout.table_start + block * WORD_BYTES
+    prove_block(view[start:stop], block, int.from_bytes(view[at : at + WORD_BYTES], "little"))
 
 
 def check(buffer: Buffer, layout: ImageLayout) -> int:
@@ -204,20 +188,14 @@ def check(buffer: Buffer, layout: ImageLayout) -> int:
     Raises:
         CorruptError: naming the first bad block.
     """
-    whole = check_table(buffer, layout)
-    for block in range(block_count(layout.table_start)):
-        check_block(buffer, layout, block)
-    return whole
+    view = _bytes(buffer)
+    table = _table(view, layout)
+    table.check(0, view[: layout.table_start])
+    return table.whole_crc64nvme
 
 
-def _whole(view: memoryview, layout: ImageLayout) -> int:
-    """The image's checksum from those of its blocks and its table."""
-    crc = 0
-    for block, word in enumerate(table_words(view, layout)):
-        start, stop = block_range(layout, block)
-        crc = combine(crc, word, stop - start)
-    table = view[layout.table_start : layout.size_bytes]
-    return combine(crc, crc64nvme(table), len(table))
+def _table(view: memoryview, layout: ImageLayout) -> BlockTable:
+    return BlockTable(view[layout.table_start : layout.size_bytes], layout)
 
 
 def _bytes(buffer: Buffer) -> memoryview:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 
-from holdfast.errors import CorruptError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
-from holdfast.format.header import parse_header
-from holdfast.model.image import ImageHeader, ImageRecord
-from holdfast.store.blocks import BlockTable, Progress, located, no_progress
+from holdfast.model.image import ImageHeader, ImageLayout, ImageRecord
+from holdfast.store.blocks import Progress, located, no_progress, open_image
 from holdfast.store.parts import run_parts
 from holdfast.tiers.contract import Buffer, Tier
 
@@ -44,15 +42,8 @@ class _Fetch:
         self._filled = 0
 
     def run(self, pool: Executor) -> ImageHeader:
-        record = self._record
-        header = parse_header(self._head, record.size_bytes)
-        if header.id != record.id:
-            raise CorruptError(f"the header says {header.id}")
-        start, size = header.layout.table_start, record.size_bytes
-        self._read(max(start, self._filled), size)
-        table = BlockTable(self._buffer[start:size], header.layout)
-        if table.whole_crc64nvme != record.crc64nvme:
-            raise CorruptError(f"the image is not the one recorded with checksum {record.crc64nvme:016x}")
+        header, table = open_image(self._record, self._head, self._table)
+        start = header.layout.table_start
 
         def part(begin: int) -> None:
             end = min(begin + self._part_bytes, start)
@@ -70,6 +61,10 @@ class _Fetch:
             self._read(self._filled, more)
             self._filled = more
         return self._buffer[offset:end]
+
+    def _table(self, layout: ImageLayout) -> Buffer:
+        self._read(max(layout.table_start, self._filled), layout.size_bytes)
+        return self._buffer[layout.table_start : layout.size_bytes]
 
     def _read(self, begin: int, end: int) -> None:
         if end > begin:

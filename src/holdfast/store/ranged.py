@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from holdfast.errors import CorruptError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
-from holdfast.format.header import parse_header
 from holdfast.format.image import plain_of
 from holdfast.model.identity import ImageId
-from holdfast.model.image import ImageHeader, ImageRecord
-from holdfast.store.blocks import Progress, located, no_progress, read_table
+from holdfast.model.image import ImageLayout, ImageRecord
+from holdfast.store.blocks import Progress, located, no_progress, open_image
 from holdfast.tiers.contract import Buffer, Tier
 
 KEPT_BLOCKS = 16
@@ -53,20 +51,17 @@ class RangedImage:
         located(tier, self._key, self._open)
 
     def _open(self) -> None:
-        header = parse_header(self._from_head, self.record.size_bytes)
-        if header.id != self.record.id:
-            raise CorruptError(f"the header says {header.id}")
-        self.header: ImageHeader = header
-        layout = header.layout
-        self._table = read_table(self._tier, self._key, layout)
-        self._progress(layout.size_bytes - layout.table_start)
-        if self._table.whole_crc64nvme != self.record.crc64nvme:
-            raise CorruptError(f"the image is not the one recorded with checksum {self.record.crc64nvme:016x}")
-        head = memoryview(self._head)[: layout.table_start]
+        self.header, self._table = open_image(self.record, self._from_head, self._read_table)
+        head = memoryview(self._head)[: self.header.layout.table_start]
         self._table.check(0, head)
         for block in range(-(-len(head) // BLOCK_BYTES)):
             self._cache.put(self.record.id, block, head[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
         self._head = bytearray()
+
+    def _read_table(self, layout: ImageLayout) -> Buffer:
+        table = memoryview(bytearray(layout.size_bytes - layout.table_start))
+        self._read(layout.table_start, table)
+        return table
 
     def _from_head(self, offset: int, n_bytes: int) -> Buffer:
         """A range near the front, read in whole blocks: they are proven once the table is there."""

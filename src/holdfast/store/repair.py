@@ -16,10 +16,11 @@ from concurrent.futures import Executor
 from holdfast.errors import CorruptError, HoldfastError, NotFoundError
 from holdfast.format import manifest as codec
 from holdfast.format import names
+from holdfast.format.blocks import BlockTable
 from holdfast.model.identity import CheckpointId
 from holdfast.model.image import ImageRecord
 from holdfast.model.manifest import Manifest
-from holdfast.store.blocks import BlockTable, Progress, aligned_buffer, located, no_progress, read_header, read_table
+from holdfast.store.blocks import Progress, aligned_buffer, located, no_progress, read_header, read_table
 from holdfast.store.catalog import CatalogEntry, is_tombstoned, read_manifest
 from holdfast.store.flush import Source, flush_image, flush_while_sealed
 from holdfast.store.quarantine import quarantine, release

@@ -56,13 +56,12 @@ def _loads_not_checked(patch: Patch) -> None:
 
 def _fetches_not_checked(patch: Patch) -> None:
     """What comes from a tier is believed, on the way and in its slot, by agent and trainer."""
-    patch("holdfast.store.blocks:BlockTable.check", lambda check: _nothing)
-    patch("holdfast.format.image:check_block", lambda check: _nothing)
+    patch("holdfast.format.blocks:BlockTable.check", lambda check: _nothing)
     _loads_not_checked(patch)
 
 
 def _verify_not_checked(patch: Patch) -> None:
-    patch("holdfast.store.blocks:BlockTable.check", lambda check: _nothing)
+    patch("holdfast.format.blocks:BlockTable.check", lambda check: _nothing)
 
 
 def _commit_before_the_last_receipt(patch: Patch) -> None:

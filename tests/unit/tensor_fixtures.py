@@ -11,6 +11,7 @@ from holdfast.model.identity import ImageId
 from holdfast.model.image import ImageRecord, Piece
 from holdfast.model.manifest import Manifest
 from holdfast.store.commit import commit
+from holdfast.store.tensors import Images, StoredTensor, stored_tensor
 from holdfast.tiers.contract import Tier
 
 
@@ -45,3 +46,7 @@ def save(tier: Tier, step: int, ranks: Any, **options: Any) -> Manifest:
 def rows(whole: np.ndarray, ranks: int) -> list[Any]:
     size, rest = whole.shape[0] // ranks, whole.shape[1:]
     return [[((r * size, *(0,) * len(rest)), (size, *rest))] for r in range(ranks)]
+
+
+def find_tensor(images: Images, manifest: Manifest, fqn: str) -> StoredTensor:
+    return stored_tensor(images, manifest, next(t for t in manifest.tensors if t.fqn == fqn))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.tensor_fixtures import rows, save
+from tests.unit.tensor_fixtures import find_tensor, rows, save
 
 from holdfast.errors import CorruptError, NotFoundError
 from holdfast.format import names
@@ -21,7 +21,7 @@ from holdfast.store.attempts import claim
 from holdfast.store.diff import Side, compare_structure, compare_tensors
 from holdfast.store.moments import Change, Histogram, Moments
 from holdfast.store.rects import disjoint, pairs, parts, without
-from holdfast.store.tensors import Images, find_tensor
+from holdfast.store.tensors import Images
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 

@@ -11,9 +11,10 @@ from holdfast.cli.output import Column, Grid, counted, note, progress, write, wr
 from holdfast.cli.plain import read_plain, shown
 from holdfast.cli.runs import Run, name_of
 from holdfast.cli.tensor import note_of, shape_text
-from holdfast.errors import CorruptError, FormatVersionError, HoldfastError, NotFoundError
+from holdfast.errors import HoldfastError
 from holdfast.format.plain import decode, encode
 from holdfast.model.manifest import Manifest, TensorRecord
+from holdfast.store.verify import DAMAGE
 
 if TYPE_CHECKING:
     from holdfast.store.diff import Differences, Side, TensorChange
@@ -165,7 +166,7 @@ def _compare_plain(report: Report, sides: tuple[Side, Side], rank: int, wanted: 
     """Rank 0's values, and what is each rank's own."""
     try:
         a, b = (decode(read_plain(s.images, s.manifest, rank), keep_unknown=True) for s in sides)
-    except (CorruptError, FormatVersionError, NotFoundError) as e:
+    except DAMAGE as e:
         report.unread.append(e)
         return
     report.named = report.named or any(wanted(path) for value in (a, b) for path in _paths("", value))

@@ -63,10 +63,10 @@ class Looked:
 
     def __init__(self, tier: Tier, manifest: Manifest, record: TensorRecord, *, quiet: bool) -> None:
         """Raises: CorruptError, NotFoundError, TierError."""
-        from holdfast.store.tensors import KEPT_BYTES, Images, find_tensor
+        from holdfast.store.tensors import KEPT_BYTES, Images, stored_tensor
 
         images = Images(tier)
-        self.stored = find_tensor(images, manifest, record.fqn, record.owner_rank)
+        self.stored = stored_tensor(images, manifest, record)
         self.dtype = self.stored.record.dtype
         self.moments: Moments | None = None
         self.histogram: Histogram | None = None

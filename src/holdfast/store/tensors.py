@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.errors import CorruptError, HoldfastError, NotFoundError
+from holdfast.errors import CorruptError, HoldfastError
 from holdfast.format import names
 from holdfast.format.checksum import BLOCK_BYTES
 from holdfast.model.identity import ImageId
@@ -174,21 +174,11 @@ class StoredTensor:
                 yield self.read(chunk, part)
 
 
-def find_tensor(images: Images, manifest: Manifest, fqn: str, owner_rank: int | None = None) -> StoredTensor:
-    """A tensor by its name; see `stored_tensor`. Raises: NotFoundError."""
-    record = _named(manifest, fqn, owner_rank)
-    if record is None:
-        raise NotFoundError(f"no tensor is called {fqn!r}", step=manifest.id.step)
-    return stored_tensor(images, manifest, record)
-
-
 def stored_tensor(images: Images, manifest: Manifest, record: TensorRecord) -> StoredTensor:
-    """A tensor of the manifest; a tied one is the tensor whose bytes it shares."""
-    target = record if record.alias_of is None else _named(manifest, record.alias_of, None)
+    """A tensor of the manifest; a tied one is the tensor whose bytes it shares. Raises: CorruptError."""
+    fqn = record.alias_of
+    shared = (t for t in manifest.tensors if t.fqn == fqn and t.owner_rank is None)
+    target = record if fqn is None else next(shared, None)
     if target is None:
         raise CorruptError(f"{record.fqn!r} is said to be the same as {record.alias_of!r}, which is not there")
     return StoredTensor(images, manifest, target)
-
-
-def _named(manifest: Manifest, fqn: str, owner_rank: int | None) -> TensorRecord | None:
-    return next((t for t in manifest.tensors if t.fqn == fqn and t.owner_rank == owner_rank), None)

@@ -14,18 +14,12 @@ from typing import TypeVar
 
 from holdfast.config import Config
 from holdfast.config.urls import has_scheme
-from holdfast.errors import (
-    CorruptError,
-    FormatVersionError,
-    HoldfastError,
-    LoadError,
-    NotFoundError,
-    UsageError,
-)
+from holdfast.errors import HoldfastError, LoadError, NotFoundError, UsageError
 from holdfast.model.identity import CheckpointId, Lineage
 from holdfast.model.manifest import Manifest
 from holdfast.store.attempts import read_attempts
 from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog, read_manifest
+from holdfast.store.verify import DAMAGE
 from holdfast.tiers import open_tier
 from holdfast.tiers.contract import Tier
 from holdfast.tiers.wrappers import Retry
@@ -36,8 +30,6 @@ log = logging.getLogger("holdfast")
 
 T = TypeVar("T")
 _MAX_TRIES = 64
-_DAMAGE = (CorruptError, FormatVersionError, NotFoundError)
-"""What makes a checkpoint unusable, or gone meanwhile; any other error is the tier's, and no step's fault."""
 
 
 class Archive:
@@ -75,7 +67,7 @@ class Archive:
                 raise LoadError(self._nothing(catalog, step), hint=f"run `holdfast ls {self._url}`", step=step)
             try:
                 found = use(Opened(self._tier, manifest, self._count))
-            except _DAMAGE as e:
+            except DAMAGE as e:
                 failed.add(manifest.id)
                 self.notes.append(f"{manifest.id}: {e.message}" + (f" [{e.key}]" if e.key else ""))
                 continue
@@ -96,7 +88,7 @@ class Archive:
             if entry.loadable and entry.manifest is not None:
                 try:
                     return read_manifest(self._tier, entry.id)
-                except _DAMAGE as e:  # gone, or another, since it was listed
+                except DAMAGE as e:  # gone, or another, since it was listed
                     why = e.message
             failed.add(entry.id)
             self.notes.append(f"{entry.id}: {why}")

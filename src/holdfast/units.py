@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from holdfast.errors import ConfigError
@@ -21,9 +22,10 @@ def parse_bytes(text: str | int) -> int:
     if isinstance(text, int):
         return text
     match = _QUANTITY.fullmatch(text)
-    if match is None or match[2].upper() not in _BYTES:
+    n = math.nan if match is None else float(match[1]) * _BYTES.get(match[2].upper(), math.nan)
+    if not math.isfinite(n):
         raise ConfigError(f"{text!r} is not a size", hint='write for example "16 GiB" or "500 MB"')
-    return round(float(match[1]) * _BYTES[match[2].upper()])
+    return round(n)
 
 
 def parse_seconds(text: str | float) -> float:
@@ -33,11 +35,15 @@ def parse_seconds(text: str | float) -> float:
         ConfigError: not a duration.
     """
     if isinstance(text, (int, float)):
-        return float(text)
+        try:
+            return float(text)
+        except OverflowError:
+            return math.inf if text > 0 else -math.inf
     match = _QUANTITY.fullmatch(text)
-    if match is None or match[2] not in _SECONDS:
+    s = math.nan if match is None else float(match[1]) * _SECONDS.get(match[2], math.nan)
+    if not math.isfinite(s):
         raise ConfigError(f"{text!r} is not a duration", hint='write for example "15 min", "30 s" or "250 ms"')
-    return float(match[1]) * _SECONDS[match[2]]
+    return s
 
 
 def format_bytes(n: float) -> str:

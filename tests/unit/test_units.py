@@ -21,7 +21,7 @@ def test_parse_seconds(text: str | float, s: float) -> None:
     assert parse_seconds(text) == s
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 parsec", "1e9", "nan", "0x10", "1 GiB extra"])
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 parsec", "1e9", "nan", "0x10", "1 GiB extra", "9" * 400])
 def test_what_is_no_quantity_is_refused_with_an_example(text: str) -> None:
     for parse in (parse_bytes, parse_seconds):
         with pytest.raises(ConfigError, match="write for example"):

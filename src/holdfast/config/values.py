@@ -14,6 +14,8 @@ from holdfast.units import parse_bytes, parse_seconds
 _CORES = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _MOST_CORES = 1 << 16
 _NICE = range(-20, 20)
+_TOO_MANY_BYTES = 1 << 63
+"""No file and no mapping is so large."""
 
 
 def convert(name: str, value: Any) -> Any:
@@ -54,7 +56,10 @@ def size(value: Any) -> int:
     """Bytes. Raises: ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ConfigError(f"{value!r} is not a size", hint='write for example "16 GiB", or bytes as a whole number')
-    return at_least(0, parse_bytes(value), "a size is not negative")
+    found = at_least(0, parse_bytes(value), "a size is not negative")
+    if found >= _TOO_MANY_BYTES:
+        raise ConfigError(f"{value!r} is too large", hint="a size is below 8 EiB")
+    return found
 
 
 def duration(value: Any) -> float:

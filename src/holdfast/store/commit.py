@@ -54,8 +54,10 @@ def publish_manifest(
         calls_for: which images have to be on this tier; on a node-scoped tier those of the node.
 
     Atomicity: one put. Durability: as the tier's. Idempotent: equal bytes that stand already are success.
-    Commit and prune on one tier belong to one owner, which does not run them at once. A higher attempt claimed between
-    the look and the put does no harm: the manifest then stands on no lineage and is never loaded in place of a newer.
+    Commit and prune on one tier belong to one owner, which may run them at once: a deletion of this checkpoint that
+    begins between the look and the put is found after it, and one of another step has to spare the images that this one
+    names (`execute_prune`). A higher attempt claimed between the look and the put does no harm: the manifest then
+    stands on no lineage and is never loaded in place of a newer.
 
     Raises: SupersededError when a higher attempt owns the run or does not stand on this checkpoint; NotFoundError when
         the checkpoint's deletion has begun; CorruptError when an image is not there in full or in quarantine, or

@@ -17,9 +17,9 @@ from holdfast.errors import HoldfastError
 from holdfast.model.place import TierRule
 from holdfast.store import catalog as catalogs
 from holdfast.tiers import PosixTier, open_tier
+from holdfast.tiers.boot import boot_id
 from holdfast.tiers.contract import ABANDONED_S, Tier
 from holdfast.tiers.wrappers import Retry, RetryPolicy, Throttle
-from holdfast.wire.processes import boot_id
 
 log = logging.getLogger("holdfast.agent")
 

@@ -19,13 +19,13 @@ from holdfast.store.attempts import Attempts, read_attempts
 from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog, read_manifest
 from holdfast.tiers import open_tier, same_place
 from holdfast.tiers.contract import Tier
+from holdfast.wire import spawn
 from holdfast.wire.client import AgentClient
 from holdfast.wire.messages import StepInfo
 from holdfast.wire.spawn import answers, read_config
 
 MEMORY = "memory"
 _CALL_S = 30.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True)
@@ -200,10 +200,7 @@ def open_run(url: str) -> Iterator[Run]:
 
 def coordinator_socket(attempt: Attempt | None) -> Path | None:
     """The socket of the agent that claimed the attempt, when that was on this node since its last boot."""
-    if attempt is None:
-        return None
-    boot_id, _, socket = attempt.coordinator.partition(":")
-    return Path(socket) if socket and boot_id == _BOOT_ID.read_text().strip() else None
+    return None if attempt is None else spawn.coordinator_socket(attempt.coordinator)
 
 
 def claimed_elsewhere(attempt: Attempt | None) -> bool:

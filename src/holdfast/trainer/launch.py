@@ -11,6 +11,7 @@ from pathlib import Path
 from holdfast.config import Settings
 from holdfast.errors import ConfigError, UsageError
 from holdfast.tiers import open_tier, weakness_of
+from holdfast.tiers.boot import boot_id
 from holdfast.tiers.posix import path_of_url
 from holdfast.tiers.posix.mounts import existing
 from holdfast.trainer.ranks import Talk
@@ -30,9 +31,8 @@ class Node:
 
 def this_node(settings: Settings) -> Node:
     """The node of this process."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     device = existing(settings.arena).stat().st_dev
-    return Node(os.uname().nodename, boot_id, str(settings.arena), device)
+    return Node(os.uname().nodename, boot_id(), str(settings.arena), device)
 
 
 def check_one_node(nodes: Sequence[Node]) -> None:

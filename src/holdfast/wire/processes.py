@@ -1,15 +1,10 @@
-"""Processes by pid and start time, which together name one for good; the boot in which they do."""
+"""Processes by pid and start time, which together name one for good."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
-
-
-def boot_id() -> str:
-    """Another one after every start of the machine, the same in all containers there."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def process_start(pid: int) -> int:

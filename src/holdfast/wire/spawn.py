@@ -14,8 +14,9 @@ import msgspec
 
 from holdfast.config import Settings
 from holdfast.errors import AgentError, ConfigError, DeadlineError
+from holdfast.tiers.boot import boot_id
 from holdfast.wire.client import AgentClient, connect
-from holdfast.wire.processes import boot_id, process_alive, process_start
+from holdfast.wire.processes import process_alive, process_start
 
 SOCKET, LOG, CONFIG, LOCK, STARTING = "agent.sock", "agent.log", "config.json", "agent.lock", "agent.starting"
 _POLL_S = 0.02

@@ -14,10 +14,10 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
+from holdfast.tiers.boot import boot_id
 from holdfast.tiers.contract import ABANDONED_S, Tier
 
 BENCH = "bench/"
@@ -105,5 +105,5 @@ def _boot() -> str:
     """Tells apart what numbers processes: boots of nodes and, in them, containers, which do not see each other's."""
     text = ""
     with contextlib.suppress(OSError):
-        text = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        text = boot_id() + os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(text.encode()).hexdigest()[:8]

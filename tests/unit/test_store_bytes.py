@@ -137,9 +137,39 @@ def test_a_failed_flush_leaves_nothing(tmp_path, big, workers, operation, error)
 
 def test_a_lost_publish_is_proven(tier, big, workers):
     faults = Faults(tier, Fault("publish", LoseAnswer()))
-    assert flush_image(Retry(faults, RetryPolicy(base_s=0)), big.record, memoryview(big.data), workers)
+    assert not flush_image(Retry(faults, RetryPolicy(base_s=0)), big.record, memoryview(big.data), workers)
+    assert faults.calls["publish"] == 2
+    assert faults.calls["read_into"] > 1, "it was read back"
+    assert read_all(tier, big.key) == big.data
     faults = Faults(tier, Fault("size", Raise(NotFoundError("a race"))))
     assert not flush_image(faults, big.record, memoryview(big.data), workers)
+
+
+@pytest.mark.parametrize("bit", [0, 8 * BIG, 8 * (BLOCK_BYTES + 5), -1])
+def test_a_lost_publish_of_what_stands_otherwise_now_is_no_success(tier, big, workers, bit):
+    class Spoilt(LoseAnswer):
+        def after(self, buffer):
+            flip(tier, big.key, bit % (8 * len(big.data)))
+            super().after(buffer)
+
+    faults = Faults(tier, Fault("publish", Spoilt()))
+    with pytest.raises(CorruptError, match="other bytes"):
+        flush_image(Retry(faults, RetryPolicy(base_s=0)), big.record, memoryview(big.data), workers)
+    assert faults.faults[0].fired == 1
+
+
+def test_a_publish_that_failed_and_then_lost_the_race_is_no_success(tier, big, workers):
+    other = make_image(ImageId(1, 100, 0), world_size=1, elements=BIG, seed=1)
+
+    class Beaten(Raise):
+        def before(self, buffer):
+            put_image(tier, other)
+            super().before(buffer)
+
+    faults = Faults(tier, Fault("publish", Beaten()))
+    with pytest.raises(CorruptError, match="other bytes"):
+        flush_image(Retry(faults, RetryPolicy(base_s=0)), big.record, memoryview(big.data), workers)
+    assert read_all(tier, big.key) == other.data
 
 
 def test_nothing_looks_at_the_buffer_after_a_failed_flush(tier, big, workers):

@@ -53,7 +53,8 @@ def flush_while_sealed(
 ) -> bool:
     """Write an image to a tier. Returns whether it was written.
 
-    False: the same bytes stood there already, and were read back to prove it.
+    False: the same bytes stand there already, by an earlier flush or by this one, whose answer was lost, and were read
+    back to prove it.
 
     Must not run on `pool` itself.
 

@@ -61,7 +61,8 @@ class Upload(Protocol):
 
         Atomicity: readers and `list` see nothing before and everything after.
         Durability: on return the bytes survive what `Capabilities.survives` says.
-        Raises: AlreadyExistsError when `if_absent` and the key is taken (the upload is aborted).
+        Raises: AlreadyExistsError when `if_absent` and the key is taken (the upload is aborted); as of `put`, a retry's
+        own lost answer may be the cause.
         """
 
     def abort(self) -> None:

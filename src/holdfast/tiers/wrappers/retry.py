@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from awscrt.checksums import crc64nvme
-
 from holdfast.errors import AlreadyExistsError, HoldfastError, NotFoundError
-from holdfast.tiers.contract import Buffer, ObjectInfo, Tier, Upload
+from holdfast.tiers.contract import Buffer, ObjectInfo, Tier, Upload, read_all
 from holdfast.tiers.wrappers.base import WrappedTier, WrappedUpload
 
 T = TypeVar("T")
-_COMPARE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +61,10 @@ def _given_up(e: HoldfastError, attempts: int, spent_s: float) -> HoldfastError:
 class Retry(WrappedTier):
     """Asks again after retryable errors.
 
-    A lost answer (the call failed, a repetition says "exists") is settled by reading back: equal bytes count as ours,
-    anything else stays AlreadyExistsError. Where equal bytes from another writer must not count (the claim of an
-    attempt), the bytes have to name their writer.
+    A lost answer to a `put` (the call failed, a repetition says "exists") is settled by reading back: equal bytes count
+    as ours, anything else stays AlreadyExistsError. Where equal bytes from another writer must not count (the claim of
+    an attempt), the bytes have to name their writer. One to a `publish` stays AlreadyExistsError: who uploads has the
+    bytes, or what they hash to, and settles it as if another had been quicker.
     """
 
     def __init__(self, inner: Tier, policy: RetryPolicy | None = None) -> None:
@@ -80,13 +77,13 @@ class Retry(WrappedTier):
         try:
             self.policy.run(lambda: self.inner.put(key, buffer, if_absent=if_absent), on_retry=doubts.add)
         except AlreadyExistsError:
-            if not doubts.any or not self._holds(key, len(buffer), {0: (len(buffer), crc64nvme(buffer))}):
+            if not doubts.any or not self._holds(key, buffer):
                 raise
 
     def upload(self, key: str, size_bytes: int) -> Upload:
         """See Tier.upload."""
         inner = self.policy.run(lambda: self.inner.upload(key, size_bytes))
-        return _RetryUpload(self, inner, key, size_bytes)
+        return _RetryUpload(self, inner)
 
     def read_into(self, key: str, offset: int, buffer: Buffer, *, cached: bool = False) -> None:
         """See Tier.read_into."""
@@ -126,23 +123,12 @@ class Retry(WrappedTier):
         """See Tier.sweep."""
         return self.policy.run(lambda: self.inner.sweep(owner_prefix=owner_prefix, untouched_s=untouched_s))
 
-    def _holds(self, key: str, size_bytes: int, parts: dict[int, tuple[int, int]]) -> bool:
-        """Whether the object is exactly these parts: offset -> (length, CRC64NVME)."""
+    def _holds(self, key: str, buffer: Buffer) -> bool:
+        """Whether the object is exactly these bytes."""
         try:
-            if self.size(key) != size_bytes:
-                return False
-            return all(self._crc(key, offset, n) == crc for offset, (n, crc) in parts.items())
+            return self.size(key) == len(buffer) and read_all(self, key) == buffer
         except NotFoundError:
             return False
-
-    def _crc(self, key: str, offset: int, n_bytes: int) -> int:
-        buffer = memoryview(bytearray(min(n_bytes, _COMPARE_BYTES)))
-        crc = 0
-        for start in range(offset, offset + n_bytes, _COMPARE_BYTES):
-            part = buffer[: min(_COMPARE_BYTES, offset + n_bytes - start)]
-            self.read_into(key, start, part)
-            crc = crc64nvme(part, crc)
-        return crc
 
 
 class _Doubts:
@@ -155,24 +141,14 @@ class _Doubts:
 
 
 class _RetryUpload(WrappedUpload):
-    """Writes are repeated by part; what was written is remembered by checksum, to settle a lost publish."""
+    """Writes are repeated by part."""
 
-    def __init__(self, tier: Retry, inner: Upload, key: str, size_bytes: int) -> None:
+    def __init__(self, tier: Retry, inner: Upload) -> None:
         super().__init__(inner)
-        self._tier, self._key, self._size_bytes = tier, key, size_bytes
-        self._parts: dict[int, tuple[int, int]] = {}
-        self._lock = threading.Lock()
+        self._tier = tier
 
     def write(self, offset: int, buffer: Buffer) -> None:
         self._tier.policy.run(lambda: self._inner.write(offset, buffer))
-        crc = crc64nvme(buffer)
-        with self._lock:
-            self._parts[offset] = (len(buffer), crc)
 
     def publish(self, *, if_absent: bool = True) -> None:
-        doubts = _Doubts()
-        try:
-            self._tier.policy.run(lambda: self._inner.publish(if_absent=if_absent), on_retry=doubts.add)
-        except AlreadyExistsError:
-            if not doubts.any or not self._tier._holds(self._key, self._size_bytes, self._parts):
-                raise
+        self._tier.policy.run(lambda: self._inner.publish(if_absent=if_absent))

@@ -120,6 +120,27 @@ def test_reading_images_from_a_tier_that_hangs_takes_no_threads_of_another(shelv
         answers.set()
 
 
+@pytest.mark.parametrize("pool", ["acts", "chores"])
+def test_what_is_under_way_at_the_end_has_the_threads_for_its_parts_until_it_is_done(shelves, pool):
+    tiers = shelves("arena").tiers
+    began, go_on = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        go_on.wait(30)
+        return tiers.parts("posix").submit(lambda: "read").result(30)
+
+    working = getattr(tiers, pool)("posix").submit(work)
+    assert began.wait(30)
+    closing = threading.Thread(target=tiers.close)
+    closing.start()
+    while not getattr(tiers, pool)("posix")._shutdown:  # from then on that pool is waited for
+        time.sleep(0.001)
+    go_on.set()
+    assert working.result(30) == "read"
+    closing.join(30)
+
+
 def test_tiers_that_stay_open_get_the_patience_of_the_new_launch(shelves, tmp_path):
     shelf = shelves("arena")
     before = shelf.tiers["posix"]

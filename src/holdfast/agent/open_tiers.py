@@ -228,7 +228,8 @@ class OpenTiers:
 
     def close(self) -> None:
         """Wait for what the pools still do, then let go of the tiers; main.py sees to it that this ends."""
-        pools = self._uploads, self._fetches, self._parts, self._acts, self._chores
+        # Parts last: whatever runs in the others may need them to come to its end.
+        pools = self._uploads, self._fetches, self._acts, self._chores, self._parts
         for pool in (p for of_tiers in pools for p in of_tiers.values()):
             pool.shutdown(wait=True, cancel_futures=True)
         for patience in self._looks.values():

@@ -24,6 +24,11 @@ def settings(*urls: str, **more: Any) -> Settings:
     return Config(tiers=tiers, **more).resolve({})
 
 
+def tiers_that(open_for, reconfigure) -> Any:
+    """Tiers that do this when settings are told; the pool is the event loop's."""
+    return SimpleNamespace(opening=None, open_for=open_for, reconfigure=lambda new, opened: reconfigure(new))
+
+
 class Told:
     """An agent of these settings that notes what its machines and its shelf are told."""
 
@@ -35,7 +40,8 @@ class Told:
             choose_cores=lambda: None,
             settings=of,
             arena=SimpleNamespace(budget_bytes=0, root=root),
-            tiers=SimpleNamespace(reconfigure=self.tiers.append),
+            tiers=tiers_that(lambda new: {}, self.tiers.append),
+            ending=False,
             launches=None,
             dealing=None,
             faulting=None,  # the pool of the event loop
@@ -44,7 +50,7 @@ class Told:
 
     def bring(self, new):
         a = self.agent
-        Admission(a, a.executor, a.arena, a.tiers, a.launches, a.dealing)._reconfigure(new)
+        asyncio.run(Admission(a, a.executor, a.arena, a.tiers, a.launches, a.dealing)._reconfigure(new))
 
 
 def test_both_machines_hear_of_new_waits(tmp_path):
@@ -80,13 +86,14 @@ def test_a_launch_whose_settings_cannot_be_used_is_in_nobodys_way(tmp_path):
     told, launches, broken = Told(tmp_path, used), Launches(tmp_path), [True, True, False]
     begun: list[int] = []
 
-    def reconfigure(new):
+    def open_for(new):
         if broken.pop(0):
             raise ConfigError("no such directory")
+        return {}
 
-    told.agent.ending, told.agent.launch_begins = False, lambda: begun.append(1)
+    told.agent.launch_begins = lambda: begun.append(1)
     dealing: Any = SimpleNamespace(undeal=lambda: None)
-    tiers: Any = SimpleNamespace(reconfigure=reconfigure)
+    tiers = tiers_that(open_for, lambda new: None)
     admission = Admission(told.agent, told.agent.executor, told.agent.arena, tiers, launches, dealing)
 
     def launch(name, rank):

@@ -116,12 +116,12 @@ class Agent:
 
 @pytest.fixture
 def agent(tmp_path, monkeypatch):
+    paths = {name: tmp_path / name for name in ("home", "cold", "far")}
+    made = Agent(tmp_path, [TierConfig(str(path), name=name) for name, path in paths.items()])
     monkeypatch.setattr(open_tiers, "_LEAST_LOOK_S", LOOK_S)
     monkeypatch.setattr(open_tiers, "_LOOKS_PER_START", 1000)
     monkeypatch.setattr(open_tiers, "_LOOKS_PER_LOAD", 10_000)
     monkeypatch.setattr(claiming, "_LOOKS_PER_CALL", 1000)
-    paths = {name: tmp_path / name for name in ("home", "cold", "far")}
-    made = Agent(tmp_path, [TierConfig(str(path), name=name) for name, path in paths.items()])
     yield made
     made.close()
 

@@ -11,6 +11,7 @@ import pytest
 from tests.unit import store_fixtures as store
 from tests.unit.store_fixtures import make_image, put_image
 
+from holdfast.agent import open_tiers
 from holdfast.agent.answers import Answers
 from holdfast.agent.shelf import Shelf
 from holdfast.agent.status import step_infos
@@ -20,6 +21,7 @@ from holdfast.format import names
 from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store import attempts
+from holdfast.tiers import PosixTier
 from holdfast.tiers.contract import ABANDONED_S
 from holdfast.tiers.wrappers import Fault, Faults, Raise, Retry
 
@@ -44,6 +46,11 @@ def shelves(tmp_path):
     yield make
     for shelf in made:
         shelf.close()
+
+
+def relaunch(shelf, settings):
+    """A launch brings other settings."""
+    shelf.tiers.reconfigure(settings, shelf.tiers.open_for(settings))
 
 
 def begin(shelf, unfinished):
@@ -74,7 +81,7 @@ def test_a_tier_that_moved_is_opened_at_its_new_place(shelves, tmp_path):
     shelf = shelves("arena")
     before = shelf.tiers["posix"]
     upload = before.upload("images/one", 4)
-    shelf.tiers.reconfigure(Config.from_url(str(tmp_path / "elsewhere")).resolve({}))
+    relaunch(shelf, Config.from_url(str(tmp_path / "elsewhere")).resolve({}))
     shelf.tiers["posix"].put("attempts/00000001", memoryview(b"here"))
     assert (tmp_path / "elsewhere/attempts/00000001").read_bytes() == b"here"
     upload.write(0, memoryview(b"late"))
@@ -86,7 +93,7 @@ def test_nothing_changes_when_a_new_tier_cannot_be_opened(shelves, tmp_path):
     shelf = shelves("arena")
     before = shelf.tiers["posix"]
     with pytest.raises(ConfigError):
-        shelf.tiers.reconfigure(Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
+        relaunch(shelf, Config.from_url(str(tmp_path / "no/such/parent")).resolve({}))
     assert shelf.tiers["posix"] is before
     assert shelf.tiers.authority is before
 
@@ -102,15 +109,15 @@ def test_a_directory_that_was_replaced_is_opened_anew_though_another_tier_failed
     (tmp_path / "home").rename(tmp_path / "old")
     (tmp_path / "home").mkdir()
     with pytest.raises(ConfigError):
-        shelf.tiers.reconfigure(with_another(tmp_path, "no/such/parent"))
-    shelf.tiers.reconfigure(with_another(tmp_path, "other"))
+        relaunch(shelf, with_another(tmp_path, "no/such/parent"))
+    relaunch(shelf, with_another(tmp_path, "other"))
     shelf.tiers["posix"].put("attempts/00000001", memoryview(b"here"))
     assert (tmp_path / "home/attempts/00000001").read_bytes() == b"here"
 
 
 def test_reading_images_from_a_tier_that_hangs_takes_no_threads_of_another(shelves, tmp_path):
     shelf = shelves("arena")
-    shelf.tiers.reconfigure(with_another(tmp_path, "other"))
+    relaunch(shelf, with_another(tmp_path, "other"))
     answers = threading.Event()
     for _ in range(8):
         shelf.tiers.fetches("posix").submit(answers.wait, 60)
@@ -144,7 +151,7 @@ def test_what_is_under_way_at_the_end_has_the_threads_for_its_parts_until_it_is_
 def test_tiers_that_stay_open_get_the_patience_of_the_new_launch(shelves, tmp_path):
     shelf = shelves("arena")
     before = shelf.tiers["posix"]
-    shelf.tiers.reconfigure(with_another(tmp_path, "other", retry_s=7.0))
+    relaunch(shelf, with_another(tmp_path, "other", retry_s=7.0))
     assert shelf.tiers["posix"] is before
     for name in ("posix", "posix-2"):
         tier = shelf.tiers[name]
@@ -218,6 +225,71 @@ def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(
         shelf.tiers["posix-2"].put("attempts/00000001", memoryview(b"here"))
         assert (tmp_path / "gone/other/attempts/00000001").read_bytes() == b"here"
         assert shelf.tiers["posix-2"].capabilities == shelf.tiers["posix"].capabilities
+    finally:
+        shelf.close()
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Looks end soon, and tiers in a directory of that name hang until it is set."""
+    answers, opens = threading.Event(), open_tiers.open_tier
+
+    def open_tier(url, **more):
+        if url.endswith("/slow"):
+            answers.wait(30)
+        return opens(url, **more)
+
+    monkeypatch.setattr(open_tiers, "open_tier", open_tier)
+    monkeypatch.setattr(open_tiers, "_LEAST_LOOK_S", 0.2)
+    monkeypatch.setattr(open_tiers, "_LOOKS_PER_START", 1000)
+    yield answers
+    answers.set()
+
+
+def test_an_agent_starts_without_a_tier_that_hangs_as_it_is_opened_and_uses_it_when_it_answers(slow, tmp_path):
+    began = time.monotonic()
+    shelf = Shelf(with_another(tmp_path, "slow"), tmp_path)
+    try:
+        assert time.monotonic() - began < 20
+        with pytest.raises(TierUnavailableError, match="still does not answer"):
+            shelf.contents.catalog("posix-2")
+        slow.set()
+        shelf.tiers["posix-2"].put("attempts/00000001", memoryview(b"here"))
+        assert (tmp_path / "slow/attempts/00000001").read_bytes() == b"here"
+    finally:
+        slow.set()
+        shelf.close()
+
+
+def test_a_launch_that_needs_a_tier_that_hangs_is_refused_in_time(slow, shelves, tmp_path):
+    shelf = shelves("arena")
+    for text in ("did not answer within", "still does not answer"):
+        with pytest.raises(TierUnavailableError, match=text):
+            shelf.tiers.open_for(with_another(tmp_path, "slow"))
+    assert shelf.tiers.open_for(with_another(tmp_path, "other")), "another place is another tier"
+    slow.set()
+
+
+def test_a_tier_that_hangs_as_a_launch_begins_is_not_taken_for_replaced(slow, shelves, monkeypatch):
+    shelf = shelves("arena")
+    monkeypatch.setattr(PosixTier, "stands", lambda self: slow.wait(30))
+    assert shelf.tiers.open_for(shelf.tiers.settings) == {}
+    slow.set()
+
+
+def test_a_tier_that_is_opened_after_a_launch_has_the_limit_of_that_launch(tmp_path):
+    def limited(limit):
+        there = TierConfig(str(tmp_path / "gone/other"), max_bytes_per_s=limit)
+        return Config(tiers=(TierConfig(str(tmp_path / "home")), there)).resolve({})
+
+    shelf = Shelf(limited(1000), tmp_path)
+    try:
+        relaunch(shelf, limited(2000))
+        (tmp_path / "gone").mkdir()
+        shelf.tiers["posix-2"].put("attempts/00000001", memoryview(b"here"))
+        assert shelf.tiers.limit_of("posix-2") == 2000
+        shelf.tiers.lift_limits()
+        assert shelf.tiers.limit_of("posix-2") is None
     finally:
         shelf.close()
 

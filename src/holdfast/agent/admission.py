@@ -55,11 +55,10 @@ class Admission:
         while self._launches.blockers(body.launch) and loop.time() < deadline:
             await asyncio.sleep(_BUSY_POLL_S)
         async with self._one_at_a_time:
-            if self._host.ending:
-                raise AgentError("this agent is ending", hint="the next call starts a new one")
+            self._check_stays()
             if self._launches.begin(body):
                 try:
-                    self._begin(body)
+                    await self._begin(body)
                 except BaseException:
                     # It would be in the way of the next, and its other ranks would be let in with settings of the last.
                     self._launches.forget()
@@ -67,18 +66,26 @@ class Admission:
             self._host.choose_cores()
         return messages.LaunchAnswer(self._launches.trainers[body.rank].file.path.name, "run.page", os.getpid())
 
-    def _begin(self, body: messages.Launch) -> None:
-        self._reconfigure(msgspec.convert(body.settings, Settings))
+    def _check_stays(self) -> None:
+        if self._host.ending:
+            raise AgentError("this agent is ending", hint="the next call starts a new one")
+
+    async def _begin(self, body: messages.Launch) -> None:
+        await self._reconfigure(msgspec.convert(body.settings, Settings))
         self._host.launch_begins()
         self._dealing.undeal()
         self._host.trainers_here = True
         self._executor.tell_run(events.TrainersBack())
 
-    def _reconfigure(self, settings: Settings) -> None:
+    async def _reconfigure(self, settings: Settings) -> None:
         if settings.home != self._host.settings.home or settings.run != self._host.settings.run:
             raise ConfigError("a launch of another run reached this agent", hint="this is a defect; please report it")
-        # Also where nothing was set anew: a tier may have another directory now.
-        self._tiers.reconfigure(settings)
+        # Also where nothing was set anew: a tier may have another directory now. In a thread, for it may hang; what
+        # follows is done at once, so that no flush goes where the machines do not know of.
+        opening = self._tiers.opening
+        opened = await asyncio.get_running_loop().run_in_executor(opening, self._tiers.open_for, settings)
+        self._check_stays()
+        self._tiers.reconfigure(settings, opened)
         if settings == self._host.settings:
             return
         told = events.Reconfigured(settings.tiers, settings.slot_wait_s, settings.idle_s)

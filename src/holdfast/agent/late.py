@@ -37,12 +37,16 @@ class LateTier(Retry):
     @property
     def inner(self) -> Tier:  # type: ignore[override]  # the base has it from the start
         """The tier. Raises: TierUnavailableError, with the reason, while it cannot be opened."""
+        try:
+            return self.open()
+        except HoldfastError as e:
+            raise TierUnavailableError(f"cannot be opened: {e.message}", hint=e.hint, tier=self.name) from e
+
+    def open(self) -> Tier:
+        """The tier; whoever asks while it is being opened waits for that. Raises: HoldfastError as opening it does."""
         with self._opening:
             if self._opened is None:
-                try:
-                    self._opened = self._opens()
-                except HoldfastError as e:
-                    raise TierUnavailableError(f"cannot be opened: {e.message}", hint=e.hint, tier=self.name) from e
+                self._opened = self._opens()
                 self.capabilities = self._opened.capabilities
             return self._opened
 

@@ -92,7 +92,7 @@ def test_a_launch_whose_settings_cannot_be_used_is_in_nobodys_way(tmp_path):
         return {}
 
     told.agent.launch_begins = lambda: begun.append(1)
-    dealing: Any = SimpleNamespace(undeal=lambda: None)
+    dealing: Any = SimpleNamespace(undeal=lambda world_size: None)
     tiers = tiers_that(open_for, lambda new: None)
     admission = Admission(told.agent, told.agent.executor, told.agent.arena, tiers, launches, dealing)
 
@@ -137,4 +137,21 @@ def test_what_a_rank_outgrew_makes_room_for_what_it_needs(tmp_path):
     with pytest.raises(CapacityError):
         dealt(told, tmp_path, 0, 2 * mib, budget_bytes=3 * mib)
     assert {s.page.dealt_rank for s in arena.slots.values()} == {0}, "what the rank had it has"
+    arena.close()
+
+
+def test_what_is_faulted_for_a_rank_that_the_next_launch_does_not_have_is_free_for_its_ranks(tmp_path):
+    told, mib = Told(tmp_path, settings()), 1 << 20
+    arena = told.agent.arena = Arena(tmp_path / "arena", 4 * mib + (1 << 16))
+
+    async def story():
+        dealing = Dealing(told.agent, told.agent.executor, arena, told.agent.faulting)
+        first, second = [(await dealing.prepare(messages.Prepare(rank, mib - 4096))).slots for rank in (0, 1)]
+        dealing.undeal(1)
+        await dealing.finish()
+        return first, second
+
+    first, second = asyncio.run(story())
+    assert {n: s.page.dealt_rank for n, s in arena.slots.items()} == dict.fromkeys(first, 0) | dict.fromkeys(second, -1)
+    assert dealt(told, tmp_path, 0, 2 * mib - 4096, budget_bytes=0), "all four would not fit"
     arena.close()

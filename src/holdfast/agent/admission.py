@@ -73,7 +73,7 @@ class Admission:
     async def _begin(self, body: messages.Launch) -> None:
         await self._reconfigure(msgspec.convert(body.settings, Settings))
         self._host.launch_begins()
-        self._dealing.undeal()
+        self._dealing.undeal(body.world_size)
         self._host.trainers_here = True
         self._executor.tell_run(events.TrainersBack())
 

@@ -31,14 +31,17 @@ class Dealing:
         self._faulting = faulting
         self._readying: dict[int, asyncio.Task[None]] = {}
 
-    def undeal(self) -> None:
-        """A launch begins: slots are nobody's until its ranks prepare, held ones too.
+    def undeal(self, world_size: int) -> None:
+        """A launch of so many ranks begins: slots are nobody's until its ranks prepare, held ones too.
 
         Not before: a rank whose slots are all held would seem to lack room, and older memory would yield to nobody.
+        What is still being faulted stays with its rank, unless the launch has no such rank, which would never let go.
         """
         for slot in self._arena.slots.values():
             if slot.page.dealt_rank >= 0:
                 self._undeal(slot)
+            if slot.reserved_for >= world_size:
+                slot.reserved_for = -1
 
     def _undeal(self, slot: Slot) -> None:
         slot.page.dealt_rank = -1

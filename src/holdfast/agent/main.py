@@ -16,6 +16,7 @@ from pathlib import Path
 
 from holdfast.agent.agent import Agent
 from holdfast.agent.arena import remove_files
+from holdfast.agent.log import begin_log, bound_log
 from holdfast.agent.server import Server
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError
@@ -31,12 +32,13 @@ _LOCK_POLL_S = 0.02
 
 def run(arena: Path) -> int:
     """Run the agent of an arena directory until it ends. Returns the exit code; 0 also when another agent lives."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    begin_log()
     faulthandler.enable()
     with _lock(arena) as won:
         if not won:
             log.info("another agent holds %s", arena / LOCK)
             return 0
+        bound_log(arena)
         try:
             settings = read_config(arena)
             with contextlib.suppress(OSError):

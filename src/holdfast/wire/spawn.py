@@ -199,7 +199,8 @@ def read_config(arena: Path) -> Settings:
 def log_tail(arena: Path, n_bytes: int = 2000) -> str:
     """The end of the agent's log, for error messages."""
     try:
-        data = (arena / LOG).read_bytes()
+        with (arena / LOG).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - n_bytes))
+            return log.read(n_bytes).decode(errors="replace")
     except OSError as e:
         return f"(no log: {e.strerror})"
-    return data[-n_bytes:].decode(errors="replace")

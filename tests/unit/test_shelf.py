@@ -14,7 +14,7 @@ from tests.unit.store_fixtures import make_image, put_image
 from holdfast.agent import open_tiers
 from holdfast.agent.answers import Answers
 from holdfast.agent.shelf import Shelf
-from holdfast.agent.status import step_infos
+from holdfast.agent.status import save_status_by_tiers, step_infos
 from holdfast.config import Config, TierConfig
 from holdfast.errors import ConfigError, TierUnavailableError
 from holdfast.format import names
@@ -212,6 +212,26 @@ def test_a_step_is_not_said_to_be_lost_while_a_tier_cannot_be_looked_at(shelves)
     shelf.tiers._tiers["posix"] = Faults(shelf.tiers["posix"], away)
     with pytest.raises(TierUnavailableError, match="does not answer"):
         status(10)
+
+
+def test_a_step_is_not_settled_while_a_tier_that_may_have_it_cannot_be_looked_at(shelves, tmp_path):
+    shelf = shelves("arena")
+    relaunch(shelf, with_another(tmp_path, "other"))
+    for _, tier in shelf.tiers.shelved():
+        store.begin(tier)
+        store.save(tier, 1, 10)
+    away = Fault("list", Raise(TierUnavailableError("does not answer")), times=None)
+    faulty = shelf.tiers._tiers["posix-2"] = Faults(shelf.tiers["posix-2"], away)
+    status = save_status_by_tiers(shelf.contents.view(), CheckpointId(1, 10))
+    assert (status.memory, status.settled) == ("gone", False)
+    assert {n: (t.state, t.error and t.error["message"]) for n, t in status.tiers.items()} == {
+        "posix": ("committed", None),
+        "posix-2": ("waiting", "does not answer"),
+    }
+    faulty.clear()
+    status = save_status_by_tiers(shelf.contents.view(), CheckpointId(1, 10))
+    assert {n: t.state for n, t in status.tiers.items()} == {"posix": "committed", "posix-2": "committed"}
+    assert status.settled
 
 
 def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(tmp_path):

@@ -58,7 +58,7 @@ class Answers:
         view = await self._host.in_thread(self._contents.view)
         status = save_status_by_tiers(view, checkpoint)
         if status.memory == "lost" and view.unread:
-            raise view.unread[0]
+            raise next(iter(view.unread.values()))
         return status
 
     async def step_infos(self) -> list[messages.StepInfo]:

@@ -32,8 +32,8 @@ class View:
     damaged: dict[CheckpointId, list[str]] = field(default_factory=dict)
     """Per checkpoint what is wrong where it cannot be loaded from; `problems` has these, too."""
     wounds: dict[CheckpointId, list[catalogs.Wound]] = field(default_factory=dict)
-    unread: list[HoldfastError] = field(default_factory=list)
-    """Why tiers could not be looked at; `problems` has these, too."""
+    unread: dict[str, HoldfastError] = field(default_factory=dict)
+    """Tiers that could not be looked at, and why; `problems` has these, too."""
     empty: bool = True
     unknown: HoldfastError | None = None
     """Why it cannot be said which attempt counts: nothing can be loaded then."""
@@ -79,7 +79,7 @@ class Contents:
                 self._see(view, name, self._tiers.look_at(name))
             except HoldfastError as e:
                 view.problems.append(f"{name}: {e.message}")
-                view.unread.append(e)
+                view.unread[name] = e
                 view.empty = False
         view.abandoned = {c for c in view.committed if c not in view.standing.lineage}
         return view

@@ -27,9 +27,12 @@ def save_status(known: StepStatus) -> SaveStatus:
 
 
 def save_status_by_tiers(shelved: View, checkpoint: CheckpointId) -> SaveStatus:
-    """The same of a step this agent knows nothing of: from what is committed."""
-    tiers = {t: TierState("committed") for t in shelved.committed.get(checkpoint, [])}
-    return SaveStatus("gone" if tiers else "lost", tiers)
+    """The same of a step this agent knows nothing of: from what is committed. It waits where nobody can look, for that
+    tier may have it: it is not settled then."""
+    committed = shelved.committed.get(checkpoint, [])
+    tiers = {t: TierState("waiting", e.to_dict()) for t, e in shelved.unread.items()}
+    tiers |= {t: TierState("committed") for t in committed}
+    return SaveStatus("gone" if committed else "lost", tiers)
 
 
 def step_infos(shelved: View, whole: Iterable[CheckpointId], held: Iterable[ImageRecord]) -> list[StepInfo]:

@@ -228,8 +228,6 @@ class Place:
             self._do_page(owner, action)
 
     def _do_page(self, node: str, action: Any) -> None:
-        if isinstance(action, actions.MarkTier):
-            return
         page = self.pages[node, action.slot]
         assert page.generation == action.generation
         if isinstance(action, actions.Hold):

@@ -48,7 +48,7 @@ class Agent:
             made.initialise()
             made.release()
             file.close()
-        return messages.LaunchAnswer(*names, 1)
+        return messages.LaunchAnswer(*names)
 
 
 @pytest.fixture

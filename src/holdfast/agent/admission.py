@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import msgspec
 
@@ -64,7 +63,7 @@ class Admission:
                     self._launches.forget()
                     raise
             self._host.choose_cores()
-        return messages.LaunchAnswer(self._launches.trainers[body.rank].file.path.name, "run.page", os.getpid())
+        return messages.LaunchAnswer(self._launches.trainers[body.rank].file.path.name, "run.page")
 
     def _check_stays(self) -> None:
         if self._host.ending:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -40,7 +39,6 @@ from holdfast.policy.schedule import due_mask
 from holdfast.wire import messages
 from holdfast.wire.mapped import MappedFile
 from holdfast.wire.pages import PAGE_BYTES, RunPage, SlotState
-from holdfast.wire.processes import process_start
 
 log = logging.getLogger("holdfast.agent")
 
@@ -127,8 +125,6 @@ class Agent:
         if not self.run_page.valid:
             self.run_page.initialise()
             self.run_page.proposal_step = -1
-        self.run_page.agent_pid, self.run_page.agent_start = os.getpid(), process_start(os.getpid())
-        self.run_page.lagging_mask = 0
 
     def _adopt_slots(self) -> None:
         """Hand every slot an earlier agent left to the node machine; it has held ones verified."""
@@ -142,14 +138,15 @@ class Agent:
 
     async def run(self) -> None:
         """Poll the pages until the run needs this agent no more."""
+        polls = 0
         while not self._done.is_set():
-            self.run_page.heartbeat += 1
+            polls += 1
             self.poller.poll(self.settings.tiers)
             self.looking.glance()
             pages = [t.page for t in self.launches.trainers.values()]
             self.stopping.poll(pages, complete=self.launches.complete)
             self.timed.poll(pages, self.settings.tiers, complete=self.launches.complete)
-            if self.run_page.heartbeat % _WATCH_EVERY == 0:
+            if polls % _WATCH_EVERY == 0:
                 self._watch_trainers()
             await asyncio.sleep(_POLL_S if self.trainers_here else _IDLE_POLL_S)
 
@@ -237,11 +234,6 @@ class Agent:
         return await asyncio.get_running_loop().run_in_executor(self.shelf.pool, work, *args)
 
     # -- what the executor tells --------------------------------------------------------------------------------------
-    def tier_marked(self, tier: str, lagging: bool, degraded: events.Error | None) -> None:
-        """Show trainers which tiers lag."""
-        mask, page = self.mask_of(tier), self.run_page
-        page.lagging_mask = page.lagging_mask | mask if lagging else page.lagging_mask & ~mask
-
     def step_changed(self, checkpoint: CheckpointId) -> None:
         """Wake whoever waits for a handle; count what failed."""
         self.later(self.answers.wake())

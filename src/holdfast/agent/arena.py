@@ -173,7 +173,6 @@ class Arena:
         file = MappedFile(self.root / f"{_SLOT}{number:05d}", PAGE_BYTES + capacity_bytes, promise_bytes=PAGE_BYTES)
         slot = Slot(number, file, SlotPage(file.buffer))
         slot.page.initialise()
-        slot.page.capacity_bytes = capacity_bytes
         self.slots[number] = slot
         return slot
 

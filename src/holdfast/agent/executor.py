@@ -36,9 +36,6 @@ _SEALERS = 1
 class Listener(Protocol):
     """What the executor tells the agent."""
 
-    def tier_marked(self, tier: str, lagging: bool, degraded: events.Error | None) -> None:
-        """A tier began or ceased to lag or to fail."""
-
     def step_changed(self, checkpoint: CheckpointId) -> None:
         """The status of a step changed."""
 
@@ -83,7 +80,6 @@ class Executor:
             actions.MarkCommitted: self._mark_committed,
             actions.Free: self._free,
             actions.Upload: self._upload,
-            actions.MarkTier: lambda a: listener.tier_marked(a.tier, a.lagging, a.degraded),
             actions.ToRun: lambda a: self._queue.append((False, a.event)),
             actions.ToNodes: lambda a: self._queue.append((True, a.event)),
             actions.CheckWhole: self._check_whole,

@@ -84,15 +84,6 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkTier:
-    """What the node shows of a tier changed: lagging (also on the run page), degraded. At once."""
-
-    tier: str
-    lagging: bool
-    degraded: Error | None
-
-
-@dataclass(frozen=True, slots=True)
 class ToRun:
     """Bring this event to the run machine, wherever it is, after those sent before."""
 
@@ -188,5 +179,5 @@ class Ended:
     free: bool = False
 
 
-NodeAction = StartTimer | StopTimer | Seal | Verify | Hold | MarkCommitted | Free | Upload | MarkTier | ToRun
+NodeAction = StartTimer | StopTimer | Seal | Verify | Hold | MarkCommitted | Free | Upload | ToRun
 RunAction = StartTimer | StopTimer | CheckWhole | Commit | Prune | Sweep | ToNodes | Notify | Report | Ended

@@ -197,7 +197,6 @@ class NodeMachine:
             self._make_room_for_all()
         for checkpoint in self._state.steps.keys() - {o.checkpoint for o in self._state.occupants()}:
             del self._state.steps[checkpoint]
-        self._show_tiers()
 
     def _free_unneeded(self) -> None:
         while unneeded := room.unneeded(self._state):
@@ -233,12 +232,6 @@ class NodeMachine:
             self._flushes.skip(tier, occupant.checkpoint)
         self._state.steps[occupant.checkpoint].wanted = False
         self._free_unneeded()
-
-    def _show_tiers(self) -> None:
-        for name, tier in self._state.tiers.items():
-            if tier.shown != (tier.lagging, tier.degraded):
-                tier.shown = (tier.lagging, tier.degraded)
-                self._do(actions.MarkTier(name, tier.lagging, tier.degraded))
 
     def _tell(self, event: events.FromNode) -> None:
         self._do(actions.ToRun(event))

@@ -147,7 +147,6 @@ class NodeTier:
     flushing: CheckpointId | None = None
     """The step that began a flush last: while anything runs, only its flushes begin."""
     last_begun: int = 0
-    shown: tuple[bool, Error | None] = (False, None)
 
 
 @dataclass(slots=True)

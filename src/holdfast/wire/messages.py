@@ -6,7 +6,7 @@ import msgspec
 
 from holdfast.model.identity import CheckpointId, ImageId
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Trainer and agent must agree; a trainer that finds another number asks for a fresh agent."""
 
 
@@ -27,7 +27,6 @@ class LaunchAnswer(msgspec.Struct, frozen=True):
 
     trainer_page: str
     run_page: str
-    agent_pid: int
 
 
 class Prepare(msgspec.Struct, frozen=True):

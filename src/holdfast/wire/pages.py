@@ -104,7 +104,6 @@ class SlotPage(Page):
     owner_pid = _Word(14)
     owner_start = _Word(15)
     crc64nvme = _Word(16)
-    capacity_bytes = _Word(17)
     committed_mask = _Word(19)
     dealt_image = _Word(24)
     relies_on_step = _Word(25, optional=True)
@@ -172,16 +171,12 @@ class RunPage(Page):
     """What the agent says to all ranks of the node."""
 
     MAGIC = int.from_bytes(b"HFRUN\0\0\0", "little")
-    agent_pid = _Word(2)
-    agent_start = _Word(3)
-    heartbeat = _Word(4)
     attempt = _Word(5)
     superseded_by = _Word(6)
     proposal_nonce = _Word(7)
     proposal_step = _Word(8, optional=True)
     proposal_state = _Word(9)
     errors = _Word(10)
-    lagging_mask = _Word(11)
     proposal_kind = _Word(13)
     save_nonce = _Word(14)
     """Of "save at S" for tiers that are due by time: never waited for, see agent/timed.py."""

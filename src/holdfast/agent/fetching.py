@@ -50,7 +50,7 @@ class Fetching:
         self._reading: dict[ImageId, str] = {}
         """Per image that is fetched the tier it is read from just now."""
 
-    def places(self, image: ImageId, tiers: list[str]) -> list[str]:
+    def _places(self, image: ImageId, tiers: list[str]) -> list[str]:
         """Those of the tiers whose copy was not found bad."""
         return [t for t in tiers if (t, image) not in self._bad]
 
@@ -97,7 +97,7 @@ class Fetching:
         """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
         errors: list[str] = []
         wounds: list[Wound] = []
-        for tier in self.places(record.id, tiers):
+        for tier in self._places(record.id, tiers):
             slot = await self._room(record.size_bytes)
             self._reading[record.id] = tier
             try:

@@ -11,7 +11,7 @@ from holdfast.agent.fetching import Fetching
 from holdfast.agent.host import Host
 from holdfast.agent.poller import image_id
 from holdfast.agent.readers import Readers
-from holdfast.agent.repairing import MEMORY, Repairing
+from holdfast.agent.repairing import Repairing
 from holdfast.agent.shelf import Shelf
 from holdfast.errors import HoldfastError, LoadError
 from holdfast.lifecycle import events
@@ -65,15 +65,15 @@ class Loading:
             if (step is not None and checkpoint.step != step) or (below is not None and checkpoint >= below):
                 continue
             try:
-                candidate = await self._candidate(checkpoint, memory, view.committed.get(checkpoint, []))
+                await self._candidate(checkpoint, memory, view.committed.get(checkpoint, []))
             except HoldfastError as e:
                 problems.append(f"{checkpoint}: {e.message}")
                 continue
-            return messages.Loadable(checkpoint, self._copies(candidate), False, problems)
+            return messages.Loadable(checkpoint, False, problems)
         empty = view.empty and not memory
         if view.abandoned and not problems:
             problems.append(f"{len(view.abandoned)} checkpoint(s) of abandoned attempts are not on the lineage")
-        return messages.Loadable(None, [], empty, problems)
+        return messages.Loadable(None, empty, problems)
 
     async def _settle(self, checkpoint: CheckpointId | None = None) -> None:
         """Wait until nothing (or not this step) that may become whole is being checksummed or checked for coverage.
@@ -120,18 +120,6 @@ class Loading:
                 continue
             return _Candidate(checkpoint, {r.id: r for r in manifest.images}, tiers)
         raise LoadError("; ".join(errors) or "no copy is left")
-
-    def _copies(self, candidate: _Candidate) -> list[messages.ImageCopies]:
-        held = {r.id for r in self._executor.held().values()}
-        return [
-            messages.ImageCopies(
-                r.id,
-                r.size_bytes,
-                r.crc64nvme,
-                [MEMORY] * (r.id in held) + self._fetching.places(r.id, candidate.tiers),
-            )
-            for r in candidate.images.values()
-        ]
 
     # -- bring --------------------------------------------------------------------------------------------------------
     async def fetch(self, body: messages.Fetch) -> messages.FetchAnswer:

@@ -57,20 +57,10 @@ class AttemptAnswer(msgspec.Struct, frozen=True):
     left: CheckpointId | None = None
 
 
-class ImageCopies(msgspec.Struct, frozen=True):
-    """An image of a loadable checkpoint and the places that hold it, nearest first."""
-
-    id: ImageId
-    size_bytes: int
-    crc64nvme: int
-    copies: list[str]
-
-
 class Loadable(msgspec.Struct, frozen=True):
     """The answer to "what is newest": None and `empty` on a fresh home."""
 
     checkpoint: CheckpointId | None
-    images: list[ImageCopies]
     empty: bool
     problems: list[str]
     """Newer things that are there and cannot be loaded, in words."""

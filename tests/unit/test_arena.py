@@ -77,6 +77,24 @@ def test_over_budget_is_refused_with_the_sum_and_what_to_set(arena: Arena) -> No
     assert len(arena.slots) == 8, "a refusal deals nothing"
 
 
+def test_slots_of_which_one_cannot_be_made_are_all_given_back(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = arena.create
+    made: list[Slot] = []
+
+    def creates(capacity_bytes: int) -> Slot:
+        if len(made) == 2:
+            raise CapacityError("too many files are open")
+        made.append(create(capacity_bytes))
+        return made[-1]
+
+    monkeypatch.setattr(arena, "create", creates)
+    with pytest.raises(CapacityError):
+        arena.deal(0, 4, IMAGE)
+    assert len(made) == 2
+    assert arena.slots == {}
+    assert list(arena.root.iterdir()) == []
+
+
 def test_free_slots_nobody_was_dealt_make_room(arena: Arena) -> None:
     for slot in deal(arena, 0) + deal(arena, 1):
         slot.page.dealt_rank = -1

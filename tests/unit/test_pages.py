@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import AgentError
+from holdfast.errors import AgentError, CapacityError, ConfigError, HoldfastError
 from holdfast.wire.mapped import MappedFile, populate
 from holdfast.wire.pages import PAGE_BYTES, RunPage, SlotPage, TrainerPage
 from holdfast.wire.processes import process_alive, process_start
@@ -51,6 +52,36 @@ def test_two_mappings_of_a_file_see_each_other(tmp_path: Path) -> None:
 def test_a_missing_arena_file_says_that_the_agent_ended(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="is gone"):
         MappedFile(tmp_path / "nothing")
+
+
+FAILURES = [
+    ("os.open", errno.EMFILE, CapacityError, "ulimit -n"),
+    ("os.open", errno.EACCES, ConfigError, "HOLDFAST_ARENA_DIR"),
+    ("os.ftruncate", errno.EFBIG, CapacityError, "ulimit -f"),
+    ("os.posix_fallocate", errno.ENOSPC, CapacityError, "HOLDFAST_ARENA_DIR"),
+    ("mmap.mmap", errno.ENOMEM, CapacityError, "ulimit -v"),
+]
+
+
+@pytest.mark.parametrize(("call", "number", "kind", "hint"), FAILURES)
+def test_what_the_kernel_refuses_is_an_error_of_ours_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, kind: type[HoldfastError], hint: str
+) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"holdfast.wire.mapped.{call}", refuse)
+        with pytest.raises(kind, match=os.strerror(number)) as caught:
+            MappedFile(tmp_path / "f", PAGE_BYTES * 4)
+    assert hint in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+    MappedFile(tmp_path / "f", PAGE_BYTES * 4).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"holdfast.wire.mapped.{call}", refuse)
+        with pytest.raises(kind):
+            MappedFile(tmp_path / "f", PAGE_BYTES * 4)
+    assert (tmp_path / "f").exists(), "it was there before"
 
 
 def test_a_process_is_alive_by_pid_and_start_and_a_zombie_is_not() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.errors import CapacityError
+from holdfast.errors import CapacityError, HoldfastError
 from holdfast.units import format_bytes
 from holdfast.wire.mapped import MappedFile, populate
 from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
@@ -121,11 +121,20 @@ class Arena:
             keep = [*chosen, *besides]
             self._make_room(missing * (image_bytes + PAGE_BYTES), keep=keep, what=(count, image_bytes))
         chosen = chosen[:count] if missing <= 0 else chosen
-        new = [self.create(image_bytes) for _ in range(missing)]
-        for slot in new:
-            # Else another rank's call could take it between being ready and being dealt.
-            slot.reserved_for, slot.reserved_image = rank, image
-        return chosen + new
+        return chosen + self._create_for(rank, image, max(missing, 0), image_bytes)
+
+    def _create_for(self, rank: int, image: int, count: int, image_bytes: int) -> list[Slot]:
+        """New slots, reserved: else another rank's call could take one between being ready and being dealt."""
+        new: list[Slot] = []
+        try:
+            for _ in range(count):
+                new.append(self.create(image_bytes))
+                new[-1].reserved_for, new[-1].reserved_image = rank, image
+        except HoldfastError:
+            for slot in new:
+                self.remove(slot)
+            raise
+        return new
 
     def _is_of(self, slot: Slot, rank: int) -> bool:
         holds = slot.page.state != SlotState.FREE and slot.page.rank == rank
@@ -168,7 +177,7 @@ class Arena:
         return self.create(image_bytes)
 
     def create(self, capacity_bytes: int) -> Slot:
-        """A new slot file with its page; its room is not yet promised."""
+        """A new slot file with its page; its room is not yet promised. Raises: see `MappedFile`."""
         number, self._next = self._next, self._next + 1
         file = MappedFile(self.root / f"{_SLOT}{number:05d}", PAGE_BYTES + capacity_bytes, promise_bytes=PAGE_BYTES)
         slot = Slot(number, file, SlotPage(file.buffer))

@@ -96,7 +96,11 @@ def check_socket_path(arena: Path) -> None:
 
 
 def spawn_agent(settings: Settings) -> None:
-    """Start an agent process and return at once. It lives in a session of its own, as nobody's child."""
+    """Start an agent process and return at once. It lives in a session of its own, as nobody's child.
+
+    Raises: AgentError when no process can be started, or the arena directory cannot be used; ConfigError when that is
+        another user's.
+    """
     arena = settings.arena
     log = move_in(arena, settings)
     try:
@@ -111,6 +115,11 @@ def spawn_agent(settings: Settings) -> None:
             env=_environment(),
             check=True,
         )
+    except (OSError, subprocess.CalledProcessError) as e:
+        raise AgentError(
+            f"cannot start the agent: {e}",
+            hint="it is started through /bin/sh, which has to be there; perhaps too many processes run (ulimit -u)",
+        ) from e
     finally:
         os.close(log)
     _note_start(arena, int(shell.stdout))

@@ -22,7 +22,7 @@ def install(patch: Patch) -> None:
     if os.environ.get(VARIABLE):
         patch(
             "holdfast.wire.spawn:subprocess",
-            lambda real: SimpleNamespace(run=partial(_fork, real), DEVNULL=real.DEVNULL, PIPE=real.PIPE),
+            lambda real: SimpleNamespace(**{**vars(real), "run": partial(_fork, real)}),
         )
         # An agent that is killed while it starts is missed after this long; nothing under test depends on it.
         patch("holdfast.wire.spawn:_RESPAWN_S", lambda real: _RESPAWN_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
+import time
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -14,6 +15,7 @@ import msgspec
 from holdfast.errors import AgentError, DeadlineError, from_dict
 
 T = TypeVar("T")
+_QUEUE_POLL_S = 0.01
 _START_AGENT = "the agent ended; the next call of a Checkpointer starts one (see agent.log beside the socket)"
 
 
@@ -29,12 +31,20 @@ class _UnixConnection(http.client.HTTPConnection):
 def connect(path: Path, timeout_s: float) -> socket.socket:
     """A connected stream socket.
 
-    Raises: OSError as the kernel says it.
+    Raises: TimeoutError when somebody listens and does not come round to us; OSError as the kernel says it.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + timeout_s
     try:
         sock.settimeout(timeout_s)
-        sock.connect(str(path))
+        while True:
+            try:
+                sock.connect(str(path))
+                break
+            except BlockingIOError as e:  # its queue is full; the kernel waits for that on blocking sockets only
+                if time.monotonic() > deadline:
+                    raise TimeoutError(e.errno, "nobody accepts the connection") from e
+            time.sleep(_QUEUE_POLL_S)
     except BaseException:
         sock.close()
         raise
@@ -103,37 +113,18 @@ class Attachment:
     def __init__(self, socket_path: Path, rank: int, timeout_s: float) -> None:
         """Raises: AgentError when the agent is not there or refuses; DeadlineError when it does not answer."""
         try:
-            self._socket = connect(socket_path, timeout_s)
-        except OSError as e:
-            raise AgentError(f"no agent answers at {socket_path}: {e}", hint=_START_AGENT) from e
-        try:
-            request = (
-                f"GET /attach?rank={rank} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: holdfast\r\n\r\n"
-            )
-            self._socket.sendall(request.encode())
-            answer = self._read_answer()
+            self._socket, answer = _shake_hands(socket_path, rank, timeout_s)
         except TimeoutError as e:
-            self._socket.close()
             raise DeadlineError(
                 f"the agent did not answer rank {rank} within {timeout_s:g} s",
                 hint=f"look into {socket_path.parent / 'agent.log'}",
             ) from e
         except OSError as e:
-            self._socket.close()
             raise AgentError(f"no agent answers at {socket_path}: {e}", hint=_START_AGENT) from e
         if b" 101 " not in answer.split(b"\r\n", 1)[0]:
             self._socket.close()
             raise AgentError(f"the agent refused to attach rank {rank}: {answer[:200]!r}", hint=_START_AGENT)
         self._socket.setblocking(False)
-
-    def _read_answer(self) -> bytes:
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            chunk = self._socket.recv(4096)
-            if not chunk:
-                raise ConnectionResetError("closed during the handshake")
-            answer += chunk
-        return answer
 
     @property
     def alive(self) -> bool:
@@ -150,3 +141,21 @@ class Attachment:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+def _shake_hands(path: Path, rank: int, timeout_s: float) -> tuple[socket.socket, bytes]:
+    """A connection on which a rank asked to be attached, and the head of the answer. Raises: OSError."""
+    sock = connect(path, timeout_s)
+    try:
+        request = f"GET /attach?rank={rank} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: holdfast\r\n\r\n"
+        sock.sendall(request.encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            chunk = sock.recv(4096)
+            if not chunk:
+                raise ConnectionResetError("closed during the handshake")
+            answer += chunk
+        return sock, answer
+    except BaseException:
+        sock.close()
+        raise

@@ -147,6 +147,8 @@ def test_the_page_draws_slots_steps_and_what_was(view):
     page = render_page(status_of(view), HISTORY)
     assert '<h1 class="calm">All is well</h1>' in page
     assert "on its way to nvme" in page
+    assert "newest committed" in page
+    assert "durable" not in page, "that is only what outlives the node"
     assert "step 10: training waited 4 ms, the mean of 2 saves" in page
     assert "step 10 failed after 200 ms: no &lt;room&gt;" in page
     assert "median 500 ms for 4 KiB, 8 KiB/s; 1 failed (red)" in page

@@ -76,11 +76,12 @@ def _cards(status: Status, history: History) -> Iterator[Card]:
     newest = max(whole, key=lambda s: (s.attempt, s.step), default=None)
     size = f"{format_bytes(newest.size_bytes)}, for a restart on this node" if newest else "nothing is whole"
     yield Card("newest in memory", str(newest.step) if newest else "-", size)
-    durable = max(status.tiers, key=lambda t: t.newest_committed, default=None)
-    if durable is not None:
-        there = durable.newest_committed >= 0
-        words = f"on {durable.name}" + (_behind(durable, max(steps)) if steps and there else "")
-        yield Card("newest durable", str(durable.newest_committed) if there else "-", words if there else "nothing yet")
+    # Not "durable": a tier of the node is lost with it.
+    ahead = max(status.tiers, key=lambda t: t.newest_committed, default=None)
+    if ahead is not None:
+        there = ahead.newest_committed >= 0
+        words = f"on {ahead.name}" + (_behind(ahead, max(steps)) if steps and there else "")
+        yield Card("newest committed", str(ahead.newest_committed) if there else "-", words if there else "nothing yet")
     stalls = [s for per_rank in history.stalls.values() for s in per_rank]
     if stalls:
         values = [s.stall_s for s in stalls]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.agent.stopping import Proposals
 from holdfast.lifecycle import events
 from holdfast.lifecycle.steps import StepStatus, outcomes_of
-from holdfast.policy.patience import Patience
+from holdfast.policy.failed_saves import FailedSaves
 
 
 class Failing:
@@ -17,19 +17,19 @@ class Failing:
 
     def __init__(self, proposals: Proposals) -> None:
         self._proposals = proposals
-        self._patience = Patience()
+        self._failed = FailedSaves()
         self.fatal: events.Error | None = None
 
     def reset(self) -> None:
         """A new launch begins: it hears of its own failures only."""
-        self._patience.begin_anew()
+        self._failed.begin_anew()
         self.fatal = None
 
     def look(self, status: StepStatus, limit: int) -> None:
         """What a step has come to; whether so much failed in a row at one place that training is to end (0: never)."""
         for place, error in outcomes_of(status).items():
-            self._patience.note(status.checkpoint, place, failed=error is not None)
-            if error is not None and self._patience.over(place, limit):
-                self._patience.begin_anew()
+            self._failed.note(status.checkpoint, place, failed=error is not None)
+            if error is not None and self._failed.over(place, limit):
+                self._failed.begin_anew()
                 self.fatal = error
                 self._proposals.fail()

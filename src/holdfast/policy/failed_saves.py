@@ -8,7 +8,7 @@ _REMEMBERED = 1024
 """Steps per place: more than an agent tells of again, as when an old one is pruned."""
 
 
-class Patience:
+class FailedSaves:
     """Counts failed saves in a row, for memory and for each tier of its own: where a step is not due it says nothing.
 
     Invariant: a step counts once per place, by the first that is known of it; in the order in which that becomes known.

@@ -290,7 +290,7 @@ def refuse(world, *steps):
 
 def test_what_a_prune_refused_is_told_once_stays_and_is_tried_again_with_the_next_commit():
     world = started(World(rules_of(posix=1)), 1, 2, 3)
-    world.tell_run(events.PruneAsked(frozenset({CheckpointId(1, 2)}), "posix"))
+    world.tell_run(events.PruneAsked(frozenset({CheckpointId(1, 2)})))
     before = len(world.reports)
     refuse(world, 2)
     assert world.reports[before:] == [ERROR]

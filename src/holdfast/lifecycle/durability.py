@@ -141,17 +141,15 @@ class Durability:
         if not self._ledger.owner:
             self._p.report(SupersededError("only the owner of the highest attempt prunes").to_dict())
             return
-        names = list(self._ledger.books) if event.tier is None else [event.tier]
         for checkpoint in sorted(event.checkpoints):
             record = self._ledger.records.get(checkpoint)
-            for name in names:
-                self._ledger.books[name].doomed.add(checkpoint)
+            for name, book in self._ledger.books.items():
+                book.doomed.add(checkpoint)
                 if record is not None:
                     self._p.close_open(checkpoint, name, TierState.DROPPED, pruned_error(checkpoint, name))
-            if record is not None and event.tier is None and not record.lost:
+            if record is not None and not record.lost:
                 self._p.lose(record, pruned_error(checkpoint, None))
-        for name in names:
-            self._p.delete(name)
+        self._p.delete_everywhere()
 
     def prune_done(self, event: events.PruneDone) -> None:
         """A deletion is done."""

@@ -80,10 +80,9 @@ class CommitFailed:
 
 @dataclass(frozen=True, slots=True)
 class PruneAsked:
-    """A person wants these checkpoints gone, everywhere or (`tier`) on one tier."""
+    """A person wants these checkpoints gone, everywhere."""
 
     checkpoints: frozenset[CheckpointId]
-    tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,18 +35,21 @@ def other():
     return tier("other")
 
 
-def test_a_tier_besides_the_home_is_passed_over_when_it_does_not_answer(home, other):
+@pytest.fixture
+def claims():
+    return Claims(lambda home, others: read_attempts([home], spare=others))
+
+
+def test_a_tier_besides_the_home_is_passed_over_when_it_does_not_answer(home, other, claims):
     begin(home)
     fault = away(other)
-    claims = Claims()
     assert claims.read(home, [other]).highest == 1
     assert claims.for_load(home, [other]) == Standing(Lineage({1: None}), 1)
     assert fault.fired == 2
 
 
-def test_it_counts_where_the_home_has_no_claims_for_then_it_may_have_them(home, other):
+def test_it_counts_where_the_home_has_no_claims_for_then_it_may_have_them(home, other, claims):
     away(other)
-    claims = Claims()
     for ask in (claims.read, claims.for_load):
         with pytest.raises(TierUnavailableError):
             ask(home, [other])
@@ -73,10 +76,9 @@ def test_a_claim_besides_the_home_that_cannot_be_read_counts_where_it_is_the_hig
     assert claims.for_load(home, [other]) == Standing(Lineage({3: None}), 3)
 
 
-def test_without_the_home_what_it_said_last_counts_for_loads(home, other):
+def test_without_the_home_what_it_said_last_counts_for_loads(home, other, claims):
     begin(home)
     begin(home, CheckpointId(1, 50))
-    claims = Claims()
     claims.read(home, [other])
     away(home)
     standing = claims.for_load(home, [other])
@@ -86,9 +88,8 @@ def test_without_the_home_what_it_said_last_counts_for_loads(home, other):
         claims.read(home, [other])  # for a claim, a commit, a prune
 
 
-def test_a_new_agent_goes_by_the_attempt_its_arena_claimed_last_and_by_nothing_else(home):
+def test_a_new_agent_goes_by_the_attempt_its_arena_claimed_last_and_by_nothing_else(home, claims):
     away(home)
-    claims = Claims()
     with pytest.raises(TierUnavailableError, match="the claims of the run cannot be read: does not answer") as caught:
         claims.for_load(home, [])
     assert caught.value.hint
@@ -98,9 +99,8 @@ def test_a_new_agent_goes_by_the_attempt_its_arena_claimed_last_and_by_nothing_e
     assert CheckpointId(2, 10) not in lineage, "it may be abandoned"
 
 
-def test_a_claim_after_a_load_without_the_home_is_refused_when_somebody_was_quicker(home):
+def test_a_claim_after_a_load_without_the_home_is_refused_when_somebody_was_quicker(home, claims):
     begin(home)
-    claims = Claims()
     claims.read(home, [])
     fault = away(home)
     claims.go_by(claims.for_load(home, []))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.agent.claims import Claims, Standing
+from holdfast.agent.claims import Standing
 from holdfast.agent.contents import View
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.loading import Loading
@@ -82,7 +82,8 @@ def loads(executor, monkeypatch):
         view=lambda: View(Standing(Lineage({1: None}), 1), committed={c: ["posix"] for c in manifests}),
         manifest=lambda tier, checkpoint: manifests[checkpoint],
     )
-    shelf: Any = SimpleNamespace(contents=contents, claiming=SimpleNamespace(claims=Claims()))
+    claims: Any = SimpleNamespace(go_by=lambda standing: None)
+    shelf: Any = SimpleNamespace(contents=contents, claiming=SimpleNamespace(claims=claims))
     arena: Any = SimpleNamespace(slots={n: SimpleNamespace(page=SimpleNamespace(generation=1)) for n in range(2)})
     monkeypatch.setattr(Fetching, "_fetch", fetch)
     repairing: Any = SimpleNamespace(soon=lambda checkpoint, wounds: None, forget=lambda: None)

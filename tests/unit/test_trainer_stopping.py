@@ -73,7 +73,9 @@ class World:
 @pytest.fixture
 def proposed():
     world = World(stop_wait_s=20)
-    Proposals(world.run).poll(world.pages, complete=True, stop=True)
+    world.pages[0].stop_signal = 1
+    Proposals(world.run).poll(world.pages, complete=True)
+    world.pages[0].stop_signal = 0  # no agent proposes it anew
     yield world
     world.alive = False
     world.thread.join()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import HoldfastError, SupersededError
 from holdfast.model.identity import Lineage
-from holdfast.store.attempts import Attempts, read_attempts
+from holdfast.store.attempts import Attempts
 from holdfast.tiers.contract import Tier
 
 
@@ -33,9 +33,9 @@ class Claims:
     Threads: the shelf's; each answer is one assignment.
     """
 
-    def __init__(self, read: Callable[[Tier, Sequence[Tier]], Attempts] | None = None) -> None:
+    def __init__(self, read: Callable[[Tier, Sequence[Tier]], Attempts]) -> None:
         """`read` lists the home, and other tiers beside it."""
-        self._list = read or _listed
+        self._list = read
         self.own = 0
         self._read: Standing | None = None
         self._went_by: Standing | None = None
@@ -93,7 +93,3 @@ class Claims:
     def claimed(self, attempt: int) -> None:
         """An attempt is ours."""
         self.own, self._went_by = attempt, None
-
-
-def _listed(home: Tier, others: Sequence[Tier]) -> Attempts:
-    return read_attempts([home], spare=others)

@@ -36,7 +36,7 @@ class Proposals:
         """All ranks are to raise, as soon as they can at one step."""
         self._failing = True
 
-    def poll(self, trainers: Sequence[TrainerPage], *, complete: bool, stop: bool = False) -> None:
+    def poll(self, trainers: Sequence[TrainerPage], *, complete: bool) -> None:
         """Look at all pages once; `complete` says that every rank of the launch is attached."""
         page = self._page
         if page.proposal_state == ProposalState.SETTLED:
@@ -48,7 +48,7 @@ class Proposals:
         if page.proposal_state == ProposalState.PROPOSED:
             self._watch(trainers)
         elif complete and trainers:
-            if stop or any(t.stop_signal for t in trainers):
+            if any(t.stop_signal for t in trainers):
                 self._propose(trainers, ProposalKind.STOP)
             elif self._failing:
                 self._propose(trainers, ProposalKind.RAISE)

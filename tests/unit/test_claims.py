@@ -58,12 +58,8 @@ def test_it_counts_where_the_home_has_no_claims_for_then_it_may_have_them(home, 
     assert claims.read(home, [other]).highest == 1
 
 
-def test_a_claim_besides_the_home_that_cannot_be_read_counts_where_it_is_the_highest(home, other):
-    def read(home, others):
-        return read_attempts([home], spare=others)
-
+def test_a_claim_besides_the_home_that_cannot_be_read_counts_where_it_is_the_highest(home, other, claims):
     begin(other)
-    claims = Claims(read)
     assert claims.read(home, [other]).highest == 1
     begin(other, CheckpointId(1, 50))
     error = TierUnavailableError("bad sector", tier="other")

@@ -51,9 +51,9 @@ class Poller:
                 self._tell(slot, rules)
         for slot in staged:
             self._tell(slot, rules)
-        for rank in at:
+        for rank, step in at.items():
             self._wanting(rank, waits[rank])
-            self._progress(rank, at[rank], given_up[rank])
+            self._progress(rank, step, given_up[rank])
         for rank in gone:
             self._gone.add(rank)
             self._dispatch(events.RankGone(rank))

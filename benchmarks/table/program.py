@@ -64,9 +64,9 @@ class Program:
             steps_s.append(self._training.step(self.way.guard))
         flight.result()
         steps_s += self._steps(AFTER_STEPS)
-        n_bytes = sum(path.stat().st_size for path in self.way.files())
         barrier(self._job)
         self.way.forget_old()
+        n_bytes = sum(_size(path) for path in self.way.files())
         return {
             "quiet_s": quiet_s,
             "stall_s": stall_s,
@@ -134,6 +134,13 @@ class Program:
 
 def _no_guard() -> Any:
     return contextlib.nullcontext()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; none if it is being removed, as what led to the checkpoint before may be."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def _read_through(path: Path) -> None:

@@ -49,7 +49,8 @@ class Holdfast:
         return contextlib.nullcontext()
 
     def files(self) -> list[Path]:
-        return [p for p in self._home.rglob("*") if p.is_file()]
+        """All of the run's; os.walk, because directories may be removed meanwhile."""
+        return [Path(where) / name for where, _, names in os.walk(self._home) for name in names]
 
     def forget_old(self) -> None:
         """Wait until the agent has pruned the older one (`keep_last=1`), so that it falls into nobody's sample."""

@@ -143,7 +143,7 @@ def test_older_memory_yields_to_a_fetch_that_finds_no_room(executor):
             raise CapacityError("every slot is in use")
         return slot
 
-    slot = SimpleNamespace(ready=True, page=SimpleNamespace(generation=1, state=SlotState.FREE))
+    slot: Any = SimpleNamespace(ready=True, page=SimpleNamespace(generation=1, state=SlotState.FREE))
     arena: Any = SimpleNamespace(take_loose=take_loose, find=lambda *states: iter(()))
     executor.tell_node = told.append
     nobody: Any = None
@@ -154,7 +154,9 @@ def test_older_memory_yields_to_a_fetch_that_finds_no_room(executor):
 
 
 def test_a_fetch_that_hangs_is_not_waited_for_where_another_tier_has_a_copy(executor, monkeypatch):
-    answers, asked, rooms = threading.Event(), [], []
+    answers = threading.Event()
+    asked: list[Any] = []
+    rooms: list[Any] = []
 
     def fetch(tier, record, room):
         asked.append(tier)

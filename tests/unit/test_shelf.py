@@ -21,7 +21,7 @@ from holdfast.format import names
 from holdfast.lifecycle.actions import KnownImage
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store import attempts
-from holdfast.tiers import PosixTier
+from holdfast.tiers import PosixTier, open_tier
 from holdfast.tiers.contract import ABANDONED_S
 from holdfast.tiers.wrappers import Fault, Faults, Raise, Retry
 
@@ -252,14 +252,14 @@ def test_an_agent_starts_without_a_tier_that_cannot_be_opened_and_uses_it_later(
 @pytest.fixture
 def slow(monkeypatch):
     """Looks end soon, and tiers in a directory of that name hang until it is set."""
-    answers, opens = threading.Event(), open_tiers.open_tier
+    answers = threading.Event()
 
-    def open_tier(url, **more):
+    def slowly(url, **more):
         if url.endswith("/slow"):
             answers.wait(30)
-        return opens(url, **more)
+        return open_tier(url, **more)
 
-    monkeypatch.setattr(open_tiers, "open_tier", open_tier)
+    monkeypatch.setattr(open_tiers, "open_tier", slowly)
     monkeypatch.setattr(open_tiers, "_LEAST_LOOK_S", 0.2)
     monkeypatch.setattr(open_tiers, "_LOOKS_PER_START", 1000)
     yield answers

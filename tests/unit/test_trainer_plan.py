@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from holdfast.errors import CapacityError  # noqa: E402
+from holdfast.format.layout import lay_out  # noqa: E402
 from holdfast.trainer import plan as module  # noqa: E402
 from holdfast.trainer.plan import StagePlan  # noqa: E402
 from holdfast.trainer.ranks import Ranks, Talk  # noqa: E402
@@ -97,7 +98,6 @@ def full(monkeypatch):
             raise CapacityError("the header would pass its limit")
         return lay_out(*args, image=image, **options)
 
-    lay_out = module.lay_out
     with monkeypatch.context() as patch:
         yield lambda: patch.setattr(module, "lay_out", refuse)
 

@@ -69,7 +69,7 @@ class Agent:
 
     def ask(self, path, answer, *, timeout_s, query):
         steps = [s for s in (20, 10) if s < query.get("below_step", 99)]
-        return messages.Loadable(CheckpointId(1, steps[0]) if steps else None, [], False, [])
+        return messages.Loadable(CheckpointId(1, steps[0]) if steps else None, False, [])
 
     def tell(self, path, body, answer, **options):
         if path != "/fetch":

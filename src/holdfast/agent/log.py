@@ -20,6 +20,7 @@ class _Log(RotatingFileHandler):
 
     def doRollover(self) -> None:
         super().doRollover()
+        assert self.stream is not None  # it has been opened again
         os.dup2(self.stream.fileno(), _STDERR)
 
 

@@ -97,12 +97,14 @@ def _attempt_not_claimed(patch: Patch) -> None:
     """A restart goes on under the attempt of the run before it."""
 
     def reuse(claim: Function) -> Function:
+        from holdfast.agent.claiming import Claimed
+
         def instead(shelf: Any, *args: Any) -> Any:
             lineage, highest = shelf.lineage()
             if not highest:
                 return claim(shelf, *args)
             shelf.owner = highest
-            return highest, lineage
+            return Claimed(highest, lineage)
 
         return instead
 

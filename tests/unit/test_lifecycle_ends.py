@@ -242,6 +242,22 @@ def test_a_fetched_step_is_the_newest_whole_one_until_the_next():
     assert held(world) == [(2, 2), (2, 3)]
 
 
+def test_a_step_fetched_again_is_not_let_go_for_what_was_said_of_it_before():
+    world = started(World(rules_of(keep_memory=1, posix=1), nodes=2), 1)
+    world.lose_slot(("n1", 0))
+    world.restart_agents()
+    world.kill_trainers()
+    assert world.status(1).memory == "gone"
+    world.launch()
+    world.pump_at_once = False
+    keys = world.fetch(CheckpointId(1, 1))
+    assert ("n0", 0) not in keys, "of no use to anybody, it was freed as soon as it was verified"
+    world.pump()
+    for key in keys:
+        world.unpin(key)
+    assert [world.pages[key].state for key in keys] == ["held", "held"]
+
+
 def test_a_lost_node_takes_its_memory_along():
     world = started(World(rules_of(posix=1), nodes=2))
     world.save(1)

@@ -157,7 +157,9 @@ class Images:
 
     def _received(self, record: StepRecord, image: actions.KnownImage, node: str) -> None:
         if record.lost:
-            self._forget(record, node)
+            # Of what is gone every node that had any was told; by now the node may have fetched it again.
+            if record.lost != "gone":
+                self._forget(record, node)
         elif self._learn(record, image):
             if image.record.id in record.shared:
                 record.announce(image.record.id, record.image_counts[image.record.id.rank])

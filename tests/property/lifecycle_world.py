@@ -104,10 +104,10 @@ class World(Place):
 
     # -- work ---------------------------------------------------------------------------------------------------------
     def done(self, task: Task) -> None:
-        """The work succeeded, as far as it can: bad bytes verify for nobody."""
+        """The work succeeded, as far as it can: bad bytes are no image to anybody, a new agent neither."""
         action, owner = task.action, task.owner
         unsealed = isinstance(action, actions.Upload) and not self._sealed(task)
-        if unsealed or (isinstance(action, actions.Verify) and self.pages[owner, action.slot].bad):
+        if unsealed or (isinstance(action, (actions.Seal, actions.Verify)) and self.pages[owner, action.slot].bad):
             self.fail(task)
             return
         self._effect(task)

@@ -1,5 +1,7 @@
 """Which attempt counts while the tier that has the claims, or another one, does not answer."""
 
+import threading
+
 import pytest
 from tests.unit.store_fixtures import begin, make, save, upload
 
@@ -8,6 +10,7 @@ from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.shelf import Shelf
 from holdfast.config import Config, TierConfig
 from holdfast.errors import SupersededError, TierUnavailableError
+from holdfast.format import names
 from holdfast.model.identity import CheckpointId, Lineage
 from holdfast.store.attempts import read_attempts
 from holdfast.tiers.memory import HeapSlots, MemoryTier
@@ -146,6 +149,47 @@ def test_a_claim_on_nothing_tells_what_it_leaves(shelf):
     upload(far, make(1, 30))
     assert shelf.claiming.claim(CheckpointId(1, 10), "here", 0).left is None
     assert shelf.claiming.claim(None, "here", 0).left == CheckpointId(1, 20), "of those that are whole"
+
+
+@pytest.fixture
+def slow_claim(shelf):
+    """The home shows a claim before it has answered the claimant, as a slow disk does; claimed in a thread."""
+    seen, answers = threading.Event(), threading.Event()
+
+    class Slow(Faults):
+        def put(self, key, buffer, *, if_absent=False):
+            super().put(key, buffer, if_absent=if_absent)
+            if key.startswith(names.ATTEMPTS):
+                seen.set()
+                answers.wait(30)
+
+    shelf.claiming.claim(None, "here", 0)
+    shelf.tiers._tiers["home"] = Slow(shelf.tiers["home"])
+    claimant = threading.Thread(target=shelf.claiming.claim, args=(CheckpointId(1, 10), "here", 0))
+    claimant.start()
+    assert seen.wait(30)
+    threading.Timer(0.3, answers.set).start()
+    yield shelf
+    answers.set()
+    claimant.join(30)
+
+
+def test_what_is_committed_while_the_next_attempt_is_claimed_is_not_superseded_by_it(slow_claim):
+    checkpoint = make(1, 10)
+    upload(slow_claim.tiers["home"], checkpoint)
+    slow_claim.keeping.commit("home", checkpoint.id, ())
+    assert slow_claim.claiming.owner == 2
+    assert slow_claim.contents.view().committed.keys() == {CheckpointId(1, 10)}
+
+
+def test_a_claim_of_ours_that_is_under_way_is_no_successor(slow_claim):
+    assert slow_claim.claiming.owner == 1
+    assert slow_claim.claiming.successor() == 0
+    begin(slow_claim.tiers["home"])
+    assert slow_claim.claiming.successor() == 3
+    upload(slow_claim.tiers["home"], make(2, 20))
+    with pytest.raises(SupersededError, match="attempt 3 owns the run, this one is 2"):
+        slow_claim.keeping.commit("home", CheckpointId(2, 20), ())
 
 
 def test_steps_are_listed_though_it_is_not_known_which_attempt_counts(shelf):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from holdfast.agent.claims import Claims, Standing
 from holdfast.agent.open_tiers import OpenTiers
-from holdfast.errors import AgentError, HoldfastError, RunBusyError
+from holdfast.errors import AgentError, HoldfastError, RunBusyError, SupersededError, TierUnavailableError
 from holdfast.model.identity import CheckpointId, Lineage
 from holdfast.store import attempts
 from holdfast.tiers import same_place
@@ -19,6 +21,7 @@ from holdfast.wire.client import AgentClient
 from holdfast.wire.spawn import coordinator_socket
 from holdfast.wire.status import Status
 
+T = TypeVar("T")
 _ASK_S = 5.0
 _LOOKS_PER_CALL = 3
 """A trainer waits for a claim as for any call: a tier that hangs may take so small a part of that."""
@@ -47,11 +50,46 @@ class Claiming:
         self._tiers = tiers
         self.owner = 0
         self.claims = Claims(self._claims_on)
+        self._claim_lock = threading.Lock()
+        """Held while a claim can be seen on the tier and is not known to be ours."""
 
     def lineage(self) -> tuple[Lineage, int]:
         """The lineage of the highest attempt, and its number (0: none). Raises: see `Claims.read`."""
         found = self.claims.read(self._tiers.authority, self._tiers.besides_home)
         return found.lineage, found.highest
+
+    def in_our_name(self, act: Callable[[int], T]) -> T:
+        """`act(owner)`; once more in the name of the next attempt, where it is ours and was claimed meanwhile.
+
+        `act` is idempotent. Raises: what it raises; SupersededError when somebody else owns the run;
+        TierUnavailableError when a claim of ours does not end.
+        """
+        while True:
+            owner = self.owner
+            try:
+                return act(owner)
+            except SupersededError:
+                with self._no_claim_under_way():
+                    if self.owner == owner:
+                        raise
+
+    def successor(self) -> int:
+        """The highest attempt if it is not ours, else 0. Raises: see `lineage` and `in_our_name`."""
+        with self._no_claim_under_way():
+            _, highest = self.lineage()
+            return highest if highest > self.owner else 0
+
+    @contextlib.contextmanager
+    def _no_claim_under_way(self) -> Iterator[None]:
+        limit_s = self._tiers.settings.call_timeout_s
+        if not self._claim_lock.acquire(timeout=limit_s):
+            raise TierUnavailableError(
+                f"the claim of the next attempt did not end within {limit_s:g} s", tier=self._tiers.authority.name
+            )
+        try:
+            yield
+        finally:
+            self._claim_lock.release()
 
     def _claims_on(self, home: Tier, others: Sequence[Tier]) -> attempts.Attempts:
         """Each within the time a look may take. Raises: see `read_attempts`."""
@@ -68,16 +106,17 @@ class Claiming:
                 found = self._tiers.look_at(name, limit_s)
                 seen = max(seen, found.highest_attempt)
                 standing.update(e.id for e in found if e.loadable)
-        claimed = attempts.claim(
-            self._tiers.authority,
-            [self._tiers.patient(t) for t in others],
-            run=self._tiers.settings.run,
-            parent=parent,
-            coordinator=coordinator,
-            seen=seen,
-        )
-        self.owner = claimed.attempt
-        self.claims.claimed(claimed.attempt)
+        with self._no_claim_under_way():
+            claimed = attempts.claim(
+                self._tiers.authority,
+                [self._tiers.patient(t) for t in others],
+                run=self._tiers.settings.run,
+                parent=parent,
+                coordinator=coordinator,
+                seen=seen,
+            )
+            self.owner = claimed.attempt
+            self.claims.claimed(claimed.attempt)
         left = max(standing, default=None) if parent is None else None
         return Claimed(claimed.attempt, self.lineage()[0], left)
 

@@ -16,7 +16,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.manifest import Manifest
 from holdfast.model.notes import Notes
 from holdfast.store import commit, flush, prune, repair, rollforward, sweep
-from holdfast.store.catalog import Catalog
+from holdfast.store.catalog import Catalog, CatalogEntry
 
 Refused = dict[CheckpointId, HoldfastError]
 """What could not be deleted though nothing failed, and why."""
@@ -64,7 +64,9 @@ class Keeping:
         manifest = self._manifests.get(checkpoint)
         if manifest is None or set(manifest.images) != {i.record for i in images}:
             return self._roll(tier, checkpoint)
-        commit.publish_manifest(self._tiers[tier], self._tiers.authority, manifest, owner=self._claiming.owner)
+        self._claiming.in_our_name(
+            lambda owner: commit.publish_manifest(self._tiers[tier], self._tiers.authority, manifest, owner=owner)
+        )
         return manifest.notes
 
     def _roll(self, tier: str, checkpoint: CheckpointId) -> Notes | None:
@@ -76,19 +78,22 @@ class Keeping:
             raise entry.problem
         if entry.loadable and entry.manifest is not None:
             return entry.manifest.notes
-        rolled = rollforward.roll_forward(self._tiers[tier], self._tiers.authority, entry, owner=self._claiming.owner)
+        rolled = self._rolled(tier, entry)
         if rolled.manifest is None:
             raise rolled.problem or NotFoundError(f"{checkpoint} is not there any more", tier=tier)
         return rolled.manifest.notes
+
+    def _rolled(self, tier: str, entry: CatalogEntry) -> rollforward.RolledForward:
+        return self._claiming.in_our_name(
+            lambda owner: rollforward.roll_forward(self._tiers[tier], self._tiers.authority, entry, owner=owner)
+        )
 
     def roll_forward(self, tier: str) -> list[CheckpointId]:
         """Commit whole but uncommitted steps of the lineage on a tier; returns what was committed."""
         lineage, _ = self._claiming.lineage()
         done = []
         for entry in rollforward.candidates(self._tiers.catalog(tier), lineage):
-            rolled = rollforward.roll_forward(
-                self._tiers[tier], self._tiers.authority, entry, owner=self._claiming.owner
-            )
+            rolled = self._rolled(tier, entry)
             if rolled.manifest is not None:
                 done.append(entry.id)
         return done
@@ -103,13 +108,15 @@ class Keeping:
         there = {c for c in checkpoints if (e := found.get(c)) is not None and not e.tombstoned}
         last = prune.last_to_load(found, lineage, there)
         plan = prune.plan_delete(found, lineage, there - {last})
-        prune.execute_prune(
-            self._tiers[tier],
-            plan,
-            authority=self._tiers.authority,
-            owner=self._claiming.owner,
-            spare=spare,
-            known=self._tiers.known(tier),
+        self._claiming.in_our_name(
+            lambda owner: prune.execute_prune(
+                self._tiers[tier],
+                plan,
+                authority=self._tiers.authority,
+                owner=owner,
+                spare=spare,
+                known=self._tiers.known(tier),
+            )
         )
         stay = {c: _blocked(tier, c, why) for c, why in plan.blocked if c in checkpoints}
         return stay if last is None else {**stay, last: _last(tier, last)}
@@ -123,8 +130,7 @@ class Keeping:
             entry = found.get(checkpoint)
             if entry is not None and not entry.committed and not entry.tombstoned:
                 images += [i for i in entry.images if i not in named]
-        plan = sweep.SweepPlan(tuple(images), 0)
-        sweep.execute_sweep(self._tiers[tier], plan, authority=self._tiers.authority, owner=self._claiming.owner)
+        self._sweep(tier, sweep.SweepPlan(tuple(images), 0))
         return {}
 
     def tidy(self, tier: str, found: Catalog, in_flight: Collection[CheckpointId]) -> None:
@@ -132,8 +138,12 @@ class Keeping:
 
         `in_flight` has to be newer than `found`: what began to be flushed in between is none of what was found.
         """
-        plan = sweep.plan_sweep(found, in_flight=in_flight)
-        sweep.execute_sweep(self._tiers[tier], plan, authority=self._tiers.authority, owner=self._claiming.owner)
+        self._sweep(tier, sweep.plan_sweep(found, in_flight=in_flight))
+
+    def _sweep(self, tier: str, plan: sweep.SweepPlan) -> None:
+        self._claiming.in_our_name(
+            lambda owner: sweep.execute_sweep(self._tiers[tier], plan, authority=self._tiers.authority, owner=owner)
+        )
 
 
 def _last(tier: str, checkpoint: CheckpointId) -> HoldfastError:

@@ -58,10 +58,12 @@ class Ownership:
         own = self._run_page.attempt
         try:
             lineage, highest = await self._host.in_thread(self._shelf.claiming.lineage)
+            if highest > own:
+                highest = await self._host.in_thread(self._shelf.claiming.successor)
         except HoldfastError as e:
             self._host.reported(e.to_dict())
             return False
-        if self._run_page.attempt != own:
+        if self._run_page.attempt != own or self._shelf.claiming.owner > own:
             return True  # a launch claimed the next one meanwhile
         if highest < own:
             self._host.reported(
@@ -164,7 +166,7 @@ class Ownership:
             self._host.later(self._look_for_successor())
 
     async def _look_for_successor(self) -> None:
-        _, highest = await self._host.in_thread(self._shelf.claiming.lineage)
+        highest = await self._host.in_thread(self._shelf.claiming.successor)
         if highest > self._run_page.attempt:
             self._superseded(highest)
 

@@ -105,9 +105,11 @@ def rotated(ways: list[WaySpec], index: int) -> list[WaySpec]:
     return ways[shift:] + ways[:shift]
 
 
-def reason(error: Exception) -> str:
-    """The last line that says something: the error itself, without its traceback."""
+def reason(error: Exception, places: Places) -> str:
+    """The last line that says something: the error itself, without its traceback. Paths begin below `places`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     hints = [line for line in lines if line.startswith("hint:")]
     last = next((line for line in reversed(lines) if line not in hints), "unknown")
+    for place in (places.disk, places.memory):
+        last = last.replace(f"{place}/", "")
     return last[:300]

@@ -49,7 +49,7 @@ class Loading:
                     self._expected[way.key] = [a["fingerprint"] for a in group.ask("fingerprint")]
                 group.kill()
         except VariantError as e:
-            self._taken.failed[way.key] = reason(e)
+            self._taken.failed[way.key] = reason(e, self._table.places)
 
     def _sample(self, way: WaySpec, group: Group) -> dict[str, float]:
         found = {}

@@ -58,7 +58,7 @@ class Saving:
             else:
                 self._taken.rounds[-1][way.key] = self._sample(way)
         except VariantError as e:
-            self._taken.failed[way.key] = reason(e)
+            self._taken.failed[way.key] = reason(e, self._table.places)
             self._groups[way.key].kill()
 
     def _sample(self, way: WaySpec) -> dict[str, float]:

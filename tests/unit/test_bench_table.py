@@ -11,6 +11,7 @@ from rich.console import Console
 pytest.importorskip("torch")
 
 from benchmarks import record as records
+from benchmarks.files import Places
 from benchmarks.stats import estimate
 from benchmarks.table import memory, page, show, summary
 from benchmarks.table.bench import Cell, Taken, reason, rotated
@@ -131,9 +132,12 @@ def test_a_failed_way_keeps_its_rounds_and_the_others_go_on():
     assert [w.key for w in taken.alive()] == ["holdfast", "dcp"]
 
 
-def test_the_reason_is_the_error_and_not_its_traceback_or_hint():
+def test_the_reason_is_the_error_and_not_its_traceback_or_hint(tmp_path):
+    places = Places(tmp_path / "disk", tmp_path / "memory")
     text = "ours failed at 'prepare':\nTraceback\n  File x\nUnsupportedValueError: a DTensor\n  hint: later\n"
-    assert reason(RuntimeError(text)) == "UnsupportedValueError: a DTensor"
+    assert reason(RuntimeError(text), places) == "UnsupportedValueError: a DTensor"
+    lost = FileNotFoundError(2, "No such file", f"{places.disk}/dcp/peer/000001")
+    assert reason(lost, places) == "[Errno 2] No such file: 'dcp/peer/000001'", "no path of the machine in a record"
 
 
 def test_a_record_grows_and_says_which_run_made_what(tmp_path):

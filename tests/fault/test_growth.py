@@ -9,11 +9,10 @@ from tests.fault.harness.scripts import usage
 
 pytestmark = pytest.mark.torch
 
-EARLY, LATE = 20, 120
+EARLY, LATE = 80, 180
+"""Not before: pools are bounded, and start a thread when all they have are busy, which may come late."""
 SLACK_BYTES = 4 << 20
 """Less than half an image: what is leaked once per save would be a hundred times that."""
-SLACK = 6
-"""Threads and descriptors: pools are bounded, and start a thread when all they have are busy, which may come late."""
 
 
 def test_a_hundred_saves_without_growth(scene: Scene):
@@ -25,7 +24,7 @@ def test_a_hundred_saves_without_growth(scene: Scene):
     for who in ("trainer", "agent"):
         assert late[who]["private_bytes"] < early[who]["private_bytes"] + SLACK_BYTES, (who, early[who], late[who])
         for what in ("descriptors", "threads"):
-            assert late[who][what] <= early[who][what] + SLACK, (who, what, early[who], late[who])
+            assert late[who][what] <= early[who][what] + 1, (who, what, early[who], late[who])
     assert late["arena_bytes"] == early["arena_bytes"]
     assert late["files"] == early["files"]
 

@@ -87,6 +87,8 @@ def _is_over(world: World, reason: str, newest: CheckpointId | None) -> bool:
     if newest in world.asked and (not world.ended or world.ended[-1].error is not None):
         # A person pruned it, and every agent died before memory let go of it: no tier takes it again.
         assert (world.run.insecure() or {}).get("kind") == "not-found"
+        assert not world.ended or world.ended[-1].reason == reason
+        world.check_always()
         return False
     assert world.ended, f"waits for {world.run.waiting_for()}"
     assert (world.ended[-1].reason, world.ended[-1].error) == (reason, None)

@@ -12,8 +12,8 @@ from tests.property.lifecycle_machine import Lifecycle
 
 LENGTH = 50
 ENOUGH = 2000
-"""Examples within which every planted defect is found, several times over: the first that fails ends it. How many the
-rarest take depends on the examples drawn, and these on what other tests have loaded."""
+"""Examples within which every planted defect is found; the first that fails ends it. How many the rarest take depends
+on the examples drawn, and these on what other tests have loaded."""
 
 
 def run_it(**more: Any) -> None:

@@ -75,8 +75,8 @@ class Claiming:
 
     def successor(self) -> int:
         """The highest attempt if it is not ours, else 0. Raises: see `lineage` and `in_our_name`."""
-        with self._no_claim_under_way():
-            _, highest = self.lineage()
+        _, highest = self.lineage()
+        with self._no_claim_under_way():  # one of ours that was listed is known by then
             return highest if highest > self.owner else 0
 
     @contextlib.contextmanager
@@ -84,7 +84,9 @@ class Claiming:
         limit_s = self._tiers.settings.call_timeout_s
         if not self._claim_lock.acquire(timeout=limit_s):
             raise TierUnavailableError(
-                f"the claim of the next attempt did not end within {limit_s:g} s", tier=self._tiers.authority.name
+                f"the claim of the next attempt did not end within {limit_s:g} s",
+                hint="the file system hangs or is very slow; see dmesg",
+                tier=self._tiers.authority.name,
             )
         try:
             yield

@@ -104,19 +104,21 @@ class Keeping:
         Returns those that have to stay for now, and why: the last that loads, and what a manifest that cannot be read
         may name. The others are gone.
         """
+        # The plan, too, is made anew in the name of another attempt: that one may stand on what was to go.
+        return self._claiming.in_our_name(lambda owner: self._prune(tier, checkpoints, spare, owner))
+
+    def _prune(self, tier: str, checkpoints: frozenset[CheckpointId], spare: frozenset[ImageId], owner: int) -> Refused:
         found, lineage = self._tiers.catalog(tier), self._claiming.lineage()[0]
         there = {c for c in checkpoints if (e := found.get(c)) is not None and not e.tombstoned}
         last = prune.last_to_load(found, lineage, there)
         plan = prune.plan_delete(found, lineage, there - {last})
-        self._claiming.in_our_name(
-            lambda owner: prune.execute_prune(
-                self._tiers[tier],
-                plan,
-                authority=self._tiers.authority,
-                owner=owner,
-                spare=spare,
-                known=self._tiers.known(tier),
-            )
+        prune.execute_prune(
+            self._tiers[tier],
+            plan,
+            authority=self._tiers.authority,
+            owner=owner,
+            spare=spare,
+            known=self._tiers.known(tier),
         )
         stay = {c: _blocked(tier, c, why) for c, why in plan.blocked if c in checkpoints}
         return stay if last is None else {**stay, last: _last(tier, last)}

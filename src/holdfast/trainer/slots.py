@@ -278,6 +278,9 @@ class Slots:
 def _as_ours(number: int, error: Exception) -> HoldfastError:
     if isinstance(error, HoldfastError):
         return error
-    ours = HoldfastError(f"slot {number} of the arena cannot be made ready: {type(error).__name__}: {error}")
+    ours = HoldfastError(
+        f"slot {number} of the arena cannot be made ready: {type(error).__name__}: {error}",
+        hint="mend the cause and restart the job, or report it",
+    )
     ours.__cause__ = error
     return ours

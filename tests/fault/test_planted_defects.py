@@ -24,7 +24,7 @@ STORIES: dict[str, tuple[Callable[..., None], str]] = {
     "attempt not claimed": (scenarios.steps_again_after_going_back, "is of life 1 and of 2"),
     "staged before it is copied": (scenarios.training_goes_on_at_once, WRONG_BYTES),
     "lineage not asked": (scenarios.gone_back_and_nothing_whole_yet, "step 5 was loaded"),
-    "recycled before the removal is durable": (scenarios.power_cuts_amid_recycling, WRONG_BYTES),
+    "recycled before the removal is durable": (scenarios.power_cuts_while_overwriting, WRONG_BYTES),
 }
 """Per defect the story that shows it, and what the oracle says then."""
 

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.fault.inject.faults import COMMAND, Fault
+from tests.integration.place import until
 
 from holdfast.store.figures import read_figures
 from holdfast.store.measure import BENCH
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and all that it starts, too.
 HEARS_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+HAS_FAULTS = f"from tests.fault.inject import faults; faults.install({COMMAND!r})"
 CODE = f"{HEARS_INTERRUPTS}; import sys; from holdfast.cli import main; sys.exit(main())"
 LIMIT_S = 60.0
 
@@ -25,8 +28,8 @@ def state(tmp_path, monkeypatch) -> Path:
     return tmp_path / "state" / "holdfast" / "tiers"
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", CODE, "bench", *arguments]
+def start(*arguments: str, first: str = "") -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", f"{first}\n{CODE}", "bench", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -69,6 +72,19 @@ def test_a_signal_ends_it_and_nothing_is_left(place, state, number, code):
     assert (found, out) == (code, ""), err
     assert files(place.home) == []
     assert not state.exists()
+
+
+def test_a_signal_as_an_upload_begins_leaves_nothing_either(place, state, inject):
+    """Its file is there, and nobody knows of it yet."""
+    place.home.mkdir()
+    fired = inject(Fault(COMMAND, "holdfast.tiers.posix.upload:reserve", do="pause", arg="/nonexistent", nth=9))
+    process = start(str(place.home), "--seconds", "60", "--space", "40 MiB", first=HAS_FAULTS)
+    until(fired, "an upload to begin")
+    assert any("/0.bench." in f"/{Path(f).name}" for f in files(place.home) if f.startswith(".tmp/"))
+    process.terminate()
+    found, out, err = finish(process)
+    assert (found, out) == (143, ""), err
+    assert files(place.home) == []
 
 
 def test_what_kill_9_left_is_removed_by_the_next_beside_a_run_that_is_not_touched(place, state):

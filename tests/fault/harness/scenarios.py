@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.fault.harness import oracle
@@ -29,19 +30,25 @@ def power_cuts(
     *,
     seed: int | None = None,
     cuts: int = 4,
+    pace_s: float = 0.002,
     faults: tuple[Fault, ...] = (),
+    moment: Callable[[], None] | None = None,
 ) -> None:
-    """The node stops again and again, at random moments of saving, flushing and pruning."""
+    """The node stops again and again, at random moments of saving, flushing and pruning, or when `moment` returns."""
     chance = random.Random(seed)
     scene.inject(*faults, record=True, defects=defects)
     for life in range(1, cuts + 1):
-        scene.start(steps=100_000, pace_s=0.002)
+        scene.start(steps=100_000, pace_s=pace_s)
         scene.wait_for("durable")
-        time.sleep(chance.random() * 0.4)
+        if moment is not None:
+            moment()
+        else:
+            time.sleep(chance.random() * 0.4)
         scene.lose_power(None if seed is None else seed * 1000 + life)
         history = read(scene.events(), memory_lost=range(1, life + 1))
         check_disk(scene.home, history, keep_last=scene.job.keep_last)
         oracle.check_names(scene.home)
+    scene.inject(defects=defects)
     scene.finish(steps=4, end="durable")
     history = check(scene, memory_lost=range(1, cuts + 1))
     if len(history.durable) <= cuts:
@@ -56,6 +63,22 @@ def power_cuts_amid_recycling(scene: Scene, defects: Defects = (), *, seed: int 
     power_cuts(scene, defects, seed=seed, faults=(used, slow))
     if scene.fired(used) < 4:
         raise RuntimeError("nothing was recycled")
+
+
+def power_cuts_while_overwriting(scene: Scene, defects: Defects = (), *, seed: int | None = None) -> None:
+    """Each time half an image stands in the file of a deleted one: a step is flushed, and the one before the last
+    pruned, well before the next step begins."""
+    flag = scene.directory / "a file is used again"
+    used = Fault(AGENT, "holdfast.tiers.posix.recycle:_move", when="after", do="touch", arg=str(flag))
+    stop = Fault(AGENT, "holdfast.store.flush:run_parts", when="after", do="pause", arg=NEVER, while_there=str(flag))
+
+    def moment() -> None:
+        before = scene.fired(stop)
+        scene.until(lambda: scene.fired(stop) > before, "a file that is used again to be overwritten")
+        flag.unlink()
+
+    scene.job = scene.job_with(scope="node", keep_last=1)
+    power_cuts(scene, defects, seed=seed, pace_s=0.3, faults=(used, stop), moment=moment)
 
 
 # Rot ------------------------------------------------------------------------------------------------------------------

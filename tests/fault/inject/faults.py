@@ -39,8 +39,8 @@ class Fault:
 
     `at` is `module:function` or `module:Class.method`. `when` is before, after, or amid: the function gets the first
     half of its lists before. `do` is kill (at call `nth` of a process, and once in all), or, from call `nth` on, sleep
-    (`arg` seconds), pause (until the file `arg` exists), count, fail (with the OSError of the name `arg`), half (only
-    the first half of its buffer is passed on), or later (its result is `arg` seconds more).
+    (`arg` seconds), pause (until the file `arg` exists), count, touch (make the file `arg`), fail (with the OSError of
+    the name `arg`), half (only the first half of its buffer is passed on), or later (its result is `arg` seconds more).
 
     It happens only while the file `while_there` exists, and only where the first argument, a descriptor or a path,
     leads below the directory `below`, if these are named.
@@ -162,6 +162,8 @@ def _fire(fault: Fault, tally: _Tally) -> None:
     elif fault.do == "fail":
         number = getattr(errno, fault.arg)
         raise OSError(number, os.strerror(number))
+    elif fault.do == "touch":
+        Path(fault.arg).touch()
     elif fault.do == "sleep":
         time.sleep(float(fault.arg))
     elif fault.do == "pause":

@@ -63,7 +63,7 @@ def test_going_back_and_on_and_crashing(scene: Scene):
 
 BEFORE_WHOLE = {
     "nothing copied": Fault(TRAINER, "holdfast.trainer.plan:StagePlan.stage"),
-    "copied, not staged": Fault(TRAINER, "holdfast.trainer.stage:copy", "after"),
+    "copied, not staged": Fault(TRAINER, "holdfast.trainer.filling:copy", "after"),
 }
 
 

@@ -10,8 +10,9 @@ from tests.images import fill, images_of
 from holdfast.format.image import lay_out
 from holdfast.trainer.capture import Capture
 from holdfast.trainer.compare import fingerprints, first_difference
+from holdfast.trainer.filling import copy, views_of
 from holdfast.trainer.shares import assign
-from holdfast.trainer.stage import Stager, copy, views_of
+from holdfast.trainer.stage import Stager
 from holdfast.trainer.structure import Structure
 from holdfast.trainer.values import copyable
 

@@ -19,6 +19,7 @@ from holdfast.store.ranged import RangedImage
 from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.fill import Segment, fill
+from holdfast.trainer.filling import copy, views_of
 from holdfast.trainer.match import Matcher
 from holdfast.trainer.move import is_plain_memory
 from holdfast.trainer.per_rank import PerRank
@@ -28,7 +29,6 @@ from holdfast.trainer.portions import Portion, portions
 from holdfast.trainer.pour import Detour, pour
 from holdfast.trainer.saved import Saved, SavedTensor, Source
 from holdfast.trainer.selection import Selection
-from holdfast.trainer.stage import copy, views_of
 from holdfast.trainer.values import copyable
 from holdfast.trainer.walk import DICTS, Walk
 

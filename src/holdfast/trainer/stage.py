@@ -1,43 +1,23 @@
-"""Copies a state into a slot: the one copy a save makes.
-
-Large tensors that are plain memory are moved by all cores of the rank; all others go in one call of torch, whose loop
-in C costs less than one in Python. Views into a slot are made once and kept, like the slot.
-"""
+"""Copies a state into a slot: which tensor, or which part of one, belongs into which entry of the image."""
 
 from __future__ import annotations
 
-import ctypes
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from operator import is_
 
 import torch
 
-from holdfast.format.image import Template, write_plain
-from holdfast.model.image import Entry, Piece
+from holdfast.format.image import Template
+from holdfast.model.image import Piece
 from holdfast.model.rect import Rect
 from holdfast.trainer.capture import Captured
-from holdfast.trainer.devices import copy_between_devices
-from holdfast.trainer.move import is_plain_memory, move
+from holdfast.trainer.filling import ImageFiller
 from holdfast.trainer.picture import Way, way
 from holdfast.trainer.structure import Box, Boxes
-from holdfast.trainer.values import copyable, dtype_of
-
-_LARGE_BYTES = 1 << 20
-
-
-@dataclass(slots=True)
-class _Views:
-    """Tensors over the entries of one slot; `rest`: those at the places `left`, once that was asked for."""
-
-    all: list[torch.Tensor]
-    left: list[int] | None = None
-    rest: list[torch.Tensor] = field(default_factory=list)
+from holdfast.trainer.values import copyable
 
 
 class Stager:
-    """Fills image buffers of one template.
+    """Fills image buffers of one template from a state.
 
     Args:
         threads: how many cores may copy.
@@ -47,22 +27,14 @@ class Stager:
     """
 
     def __init__(self, template: Template, *, threads: int = 1) -> None:
-        self._template = template
-        self._threads = threads
-        self._entries = template.layout.entries
-        self._views: dict[tuple[int, int], _Views] = {}
-        self._names = [entry.piece.fqn for entry in self._entries]
-        self._large = [i for i, entry in enumerate(self._entries) if entry.piece.nbytes >= _LARGE_BYTES]
-        self._parts = [(i, e.piece) for i, e in enumerate(self._entries) if not (e.piece.is_whole and e.piece.nbytes)]
+        self._filler = ImageFiller(template, threads=threads)
+        entries = template.layout.entries
+        self._names = [entry.piece.fqn for entry in entries]
+        self._parts = [(i, e.piece) for i, e in enumerate(entries) if not (e.piece.is_whole and e.piece.nbytes)]
         self._sources: list[torch.Tensor] = []
         self._sources_of: tuple[object, object] | None = None
         self._viewed: list[torch.Tensor] = []
         self._ways: list[Way] = []
-        self._on_host = False
-        self._moved: list[int] = []
-        self._left: list[int] = []
-        self._left_of: list[torch.Tensor] | None = None
-        self._left_sources: list[torch.Tensor] = []
 
     def stage(self, buffer: memoryview, captured: Captured, payload: bytes, *, attempt: int, step: int) -> None:
         """Write the whole image but its block table: tensors, plain values, header.
@@ -73,54 +45,26 @@ class Stager:
 
         Raises: CapacityError: the plain values outgrew the template.
         """
-        write_plain(buffer, self._template.layout, payload)  # first: it alone may be refused
-        self._template.stamp(buffer, attempt, step)  # before the entries: it clears what lies between small ones
-        views, sources = self._views_of(buffer), self._sources_from(captured)
-        moved = [i for i in self._large if is_plain_memory(sources[i])]
-        move([(views.all[i].data_ptr(), sources[i].data_ptr(), sources[i].nbytes) for i in moved], self._threads)
-        copy(*self._rest(views, sources, moved), on_host=self._on_host)
+        self._filler.fill(buffer, self._sources_from(captured), payload, attempt=attempt, step=step)
 
     def sides(self, buffer: memoryview, captured: Captured) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Per entry the tensor in the buffer, and the live one: not to be written through."""
-        return self._views_of(buffer).all, self._sources_from(captured)
+        return self._filler.views(buffer), self._sources_from(captured)
 
     def retitle(self, template: Template) -> None:
         """Write another header from now on; everything else stands where it stood."""
-        assert template.layout == self._template.layout
-        self._template = template
+        self._filler.retitle(template)
 
     def forget_buffers(self) -> None:
         """Let go of all buffers, so that mappings can be closed; views are made anew where they are needed again."""
-        self._views.clear()
+        self._filler.forget_buffers()
 
     def forget(self) -> None:
         """Let go of all buffers and tensors."""
-        self.forget_buffers()
+        self._filler.forget_buffers()
+        self._filler.forget_sources()
         self._sources, self._sources_of = [], None
         self._viewed, self._ways = [], []
-        self._left_of, self._left_sources = None, []
-
-    def _views_of(self, buffer: memoryview) -> _Views:
-        size = self._template.layout.size_bytes
-        key = (ctypes.addressof(ctypes.c_char.from_buffer(buffer)), size)
-        views = self._views.get(key)
-        if views is None:
-            views = self._views[key] = _Views(views_of(buffer[:size], self._entries))
-        return views
-
-    def _rest(
-        self, views: _Views, sources: list[torch.Tensor], moved: list[int]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """What is not moved. The lists are made anew only when something about them changed."""
-        if not moved:
-            return views.all, sources
-        if moved != self._moved or sources is not self._left_of:
-            self._moved, self._left_of = moved, sources
-            self._left = sorted(set(range(len(sources))).difference(moved))
-            self._left_sources = [sources[i] for i in self._left]
-        if views.left is not self._left:
-            views.left, views.rest = self._left, [views.all[i] for i in self._left]
-        return views.rest, self._left_sources
 
     def _sources_from(self, captured: Captured) -> list[torch.Tensor]:
         """Per entry the live tensor, or a view of it: made anew where it sees its memory otherwise than it did then."""
@@ -129,14 +73,13 @@ class Stager:
         if not same or list(map(way, self._viewed)) != self._ways:
             tensors = {**captured.tensors, **captured.own}
             live = list(map(tensors.__getitem__, self._names))
-            self._sources = live.copy()
+            sources = live.copy()
             for i, piece in self._parts:
                 boxes = () if piece.owner_rank is not None else captured.structure.boxes_of(piece.fqn)
-                self._sources[i] = rectangle(live[i], piece, boxes)
-            self._sources = list(map(copyable, self._sources))
+                sources[i] = rectangle(live[i], piece, boxes)
+            self._sources = list(map(copyable, sources))
             self._viewed = [tensor for tensor, source in zip(live, self._sources, strict=True) if source is not tensor]
             self._ways = list(map(way, self._viewed))
-            self._on_host = all(tensor.device.type == "cpu" for tensor in self._sources)
             self._sources_of = of
         return self._sources
 
@@ -156,49 +99,3 @@ def view_of(tensor: torch.Tensor, box: Box, rect: Rect) -> torch.Tensor:
         if length != tensor.shape[dim]:
             tensor = tensor.narrow(dim, box.at[dim] + offset - box.offsets[dim], length)
     return tensor
-
-
-def views_of(buffer: memoryview, entries: Iterable[Entry]) -> list[torch.Tensor]:
-    """A tensor over the bytes of each entry of an image. A read-only buffer must not be written through them.
-
-    The image is seen once per dtype, as one long tensor, and each entry as a strided part of that: one call per entry.
-    What torch does not copy is seen as bytes (`copyable`).
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")
-        raw = torch.frombuffer(buffer, dtype=torch.uint8)
-    typed: dict[str, torch.Tensor] = {}
-    views = []
-    for entry in entries:
-        piece = entry.piece
-        if piece.dtype not in typed:
-            typed[piece.dtype] = copyable(raw.view(dtype_of(piece.dtype)))
-        views.append(
-            typed[piece.dtype].as_strided(piece.lengths, _strides(piece.lengths), entry.start // piece.itemsize)
-        )
-    return views
-
-
-def _strides(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    strides = []
-    step = 1
-    for length in reversed(lengths):
-        strides.append(step)
-        step *= max(length, 1)
-    return tuple(reversed(strides))
-
-
-def copy(destinations: list[torch.Tensor], sources: list[torch.Tensor], *, on_host: bool = False) -> None:
-    """Copy each source into its destination. On return every byte has arrived.
-
-    Args:
-        on_host: all are known to be in this process's memory, so that none is asked.
-    """
-    if not sources:
-        return
-    # Subclasses are copied as the bytes they are, whatever they make of a call.
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        if on_host:
-            torch._foreach_copy_(destinations, sources)
-        else:
-            copy_between_devices(destinations, sources)

@@ -114,20 +114,20 @@ def _attempt_not_claimed(patch: Patch) -> None:
 def _staged_before_it_is_copied(patch: Patch) -> None:
     """The slot is handed over, header and all, while another thread still copies the tensors."""
 
-    def later(stage: Function) -> Function:
+    def later(fill: Function) -> Function:
         def instead(*args: Any, **kwargs: Any) -> None:
-            from holdfast.trainer import stage as module
+            from holdfast.trainer import filling as module
 
             copy = module.copy
             module.copy = lambda *tensors, **how: threading.Timer(0.02, copy, tensors, how).start()
             try:
-                stage(*args, **kwargs)
+                fill(*args, **kwargs)
             finally:
                 module.copy = copy
 
         return instead
 
-    patch("holdfast.trainer.stage:Stager.stage", later)
+    patch("holdfast.trainer.filling:ImageFiller.fill", later)
 
 
 def _lineage_not_asked(patch: Patch) -> None:

@@ -77,6 +77,27 @@ def test_copies_that_were_begun_are_waited_for_whatever_happens_to_the_others(mo
     assert waited == [away.device]
 
 
+def test_a_device_that_fails_keeps_no_other_from_being_waited_for(monkeypatch):
+    waited: list[int] = []
+
+    def beside(device, waits):
+        number = len(waits)
+
+        def wait():
+            waited.append(number)
+            raise RuntimeError(f"copy {number} failed")
+
+        waits.append(wait)
+        return nullcontext()
+
+    monkeypatch.setattr(devices, "_beside", beside)
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *tensors, non_blocking: None)
+    here, away = torch.zeros(1), torch.zeros(1, device="meta")
+    with pytest.raises(RuntimeError, match="copy 0 failed"):
+        devices.copy_between_devices([here, away], [away, here])
+    assert sorted(waited) == [0, 1]
+
+
 @pytest.mark.gpu
 def test_tensors_of_a_device_are_saved_and_filled():
     def state(seed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -35,8 +35,9 @@ def copy_between_devices(destinations: list[torch.Tensor], sources: list[torch.T
             with nullcontext() if device is None else _beside(device, waits):
                 torch._foreach_copy_(*ways[way], non_blocking=device is not None)
     finally:  # after an error, too: a slot that is given back must not be written into any more
-        for wait in waits:
-            wait()
+        with ExitStack() as stack:  # each is waited for, whatever another one raises
+            for wait in waits:
+                stack.callback(wait)
 
 
 def _ways(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> Ways:

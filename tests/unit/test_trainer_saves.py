@@ -58,3 +58,6 @@ def test_each_error_is_warned_of_once_also_those_of_an_agent_that_counts_anew():
     assert warned(saves) == []
     agent.fail("five")
     assert warned(saves) == ["five"]
+    agent.begin()
+    agent.fail("six", "seven", "eight")
+    assert warned(saves) == ["six", "seven", "eight"], "also where it has counted past those before"

@@ -27,7 +27,8 @@ class Attachment:
 
 
 class Agent:
-    """Agents in a row, in this process: each gives new pages; `open` holds up their answers."""
+    """Agents in a row, in this process: each gives new pages, but for a `run_page` it is told to find; `open` holds up
+    their answers."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -35,17 +36,19 @@ class Agent:
         self.open.set()
         self.asked = threading.Event()
         self.launches = 0
+        self.run_page = ""
 
     def post(self, path, body, answer, *, timeout_s):
         self.asked.set()
         assert self.open.wait(timeout_s)
         self.launches += 1
-        names = f"trainer-{self.launches}.page", f"run-{self.launches}.page"
+        names = f"trainer-{self.launches}.page", self.run_page or f"run-{self.launches}.page"
         self.settings.arena.mkdir(parents=True, exist_ok=True)
         for name, page in zip(names, (TrainerPage, RunPage), strict=True):
             file = MappedFile(self.settings.arena / name, PAGE_BYTES)
             made = page(file.buffer)
-            made.initialise()
+            if not made.valid:
+                made.initialise()
             made.release()
             file.close()
         return messages.LaunchAnswer(*names)
@@ -106,6 +109,16 @@ def test_a_page_in_use_outlives_its_agent_until_the_end(agent, session):
     session.detach()
     with pytest.raises(ValueError, match="released"):
         _ = page.saves
+
+
+def test_a_run_page_is_another_one_only_if_the_memory_is_gone(agent, session):
+    run_page = session.run_page
+    for found in ("run-1.page", "run-1.page", ""):
+        agent.run_page = found
+        assert session.run_page is run_page
+        session.attachment.close()
+        assert session.ensure()
+    assert session.run_page is not run_page
 
 
 def test_a_call_that_failed_long_ago_does_not_let_go_of_the_next_agent(agent, session):

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.errors import HoldfastError, StepDroppedError, StepExistsError, SupersededError, from_dict
+from holdfast.errors import HoldfastError, StepDroppedError, StepExistsError
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_mask
+from holdfast.trainer.news import News, check_owner
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
@@ -45,7 +46,7 @@ class Saves:
         self._parent: CheckpointId | None = None
         self._attempt = 0
         self.last_step = -1
-        self._errors_seen = 0
+        self._news = News(session)
         self._handles: weakref.WeakSet[Save] = weakref.WeakSet()
 
     def stand_on(self, parent: CheckpointId | None) -> None:
@@ -149,21 +150,9 @@ class Saves:
 
     def report_background_errors(self) -> None:
         """Warn of what went wrong behind the loop since the last save; being superseded always raises."""
-        run = self._session.run_page
-        if run.superseded_by > self._attempt > 0:
-            raise SupersededError(
-                f"attempt {run.superseded_by} owns the run now; this is attempt {self._attempt}",
-                hint="another job of the same run was started; end this one",
-            )
-        if run.errors < self._errors_seen:
-            self._errors_seen = 0  # another run page: the memory of the one before is gone, and its count
-        if run.errors == self._errors_seen:
-            return
-        news = self._session.glance("/errors", messages.ErrorList, query={"since": self._errors_seen})
-        if news is not None:
-            self._errors_seen = news.last
-            for error in news.errors:
-                warnings.warn(f"holdfast: {from_dict(error)}", RuntimeWarning, stacklevel=3)
+        check_owner(self._session, self._attempt)
+        for error in self._news.take():
+            warnings.warn(f"holdfast: {error}", RuntimeWarning, stacklevel=3)
 
     def keep_answers(self) -> None:
         """Have the handles remember what became of their steps."""

@@ -34,7 +34,8 @@ class Session:
 
     Attributes:
         slots: the slots dealt to the rank.
-        page, run_page: what this rank says, and what the agent says to all; others after an agent died.
+        page, run_page: what this rank says, and what the agent says to all. Another page after an agent died; another
+            run page only if the memory went with it.
 
     Invariant: what an agent gave stays mapped until `detach`, for another thread may be about to use it.
     Threads: `ensure`, `prepare` and `detach` from the training thread; `ask` and `tell` from any. Whoever attaches
@@ -89,8 +90,11 @@ class Session:
         return tie(client, launch, arena=self.settings.arena, limit_s=limit_s)
 
     def _use(self, client: AgentClient, made: Tie) -> None:
+        goes_on = bool(self._ties) and made.goes_on_after(self._ties[-1])
         self._ties.append(made)
-        self.client, self.page, self.run_page = client, made.page, made.run_page
+        self.client, self.page = client, made.page
+        if not goes_on:
+            self.run_page = made.run_page
         # Last: who sees it alive takes the pages for those of this agent.
         self.attachment = made.attachment
 

@@ -30,6 +30,10 @@ class Tie:
         new.attempt, new.stop_signal = old.attempt, old.stop_signal
         new.waiting_image, new.waiting_step = old.waiting_image, old.waiting_step
 
+    def goes_on_after(self, before: Tie) -> bool:
+        """Whether the agent found the run page of the one before: it goes on with what stands there."""
+        return self.files[1].inode == before.files[1].inode  # that of a file still mapped belongs to no other
+
     def release(self) -> None:
         """Let go of everything."""
         self.attachment.close()

@@ -11,14 +11,10 @@ from typing import Any
 import torch.distributed as dist
 
 from holdfast.config import Config, Settings
-from holdfast.errors import (
-    ClosedError,
-    DeadlineError,
-    UsageError,
-    from_dict,
-)
+from holdfast.errors import ClosedError, UsageError
 from holdfast.policy.schedule import due_tiers, names_of_mask
 from holdfast.trainer.differences import warn_of
+from holdfast.trainer.ending import end
 from holdfast.trainer.launch import attach_all, check_one_node, check_tiers, this_node
 from holdfast.trainer.load import Loaded, Loader
 from holdfast.trainer.noted import Wished, note
@@ -31,8 +27,6 @@ from holdfast.trainer.stopping import Stopping
 from holdfast.trainer.timed import TimedSaves
 from holdfast.wire import messages
 from holdfast.wire.pages import LetGo
-
-_CLOSE_POLL_S = 5.0
 
 
 class Checkpointer:
@@ -233,18 +227,7 @@ class Checkpointer:
         self._session.detach(how)
 
     def _await_end(self, discard: bool) -> None:
-        """Ask again and again: the call is idempotent and survives the agent's death."""
-        deadline = time.monotonic() + self._settings.close_timeout_s
-        body = messages.Close(self._session.rank, discard, wait_s=_CLOSE_POLL_S)
-        while True:
-            answer = self._session.tell("/close", body, messages.ClosedAnswer)
-            if answer.closed or answer.error is not None:
-                self._saves.keep_answers()
-                if answer.error is not None:
-                    raise from_dict(answer.error)
-                return
-            if time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"not everything was flushed within {self._settings.close_timeout_s:g} s: {answer.waiting_for}",
-                    hint="the agent goes on flushing; look at `holdfast ls`, or raise HOLDFAST_CLOSE_TIMEOUT_S",
-                )
+        error = end(self._session, discard=discard)
+        self._saves.keep_answers()
+        if error is not None:
+            raise error

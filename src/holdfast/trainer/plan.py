@@ -16,6 +16,7 @@ from holdfast.trainer.capture import Capture, Captured
 from holdfast.trainer.compare import compare_plain, compare_replicas, plain_digests
 from holdfast.trainer.devices import page_lock_for
 from holdfast.trainer.grouping import Grouping, Groups
+from holdfast.trainer.handing import Described, describe, hand_over
 from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.session import Session
@@ -24,7 +25,6 @@ from holdfast.trainer.shares import Shares, assign, unsplit
 from holdfast.trainer.slots import Slots, TrainerSlot
 from holdfast.trainer.stage import Stager
 from holdfast.trainer.structure import Structure
-from holdfast.wire.pages import SlotState, barrier
 
 _ANY = (MAX_ATTEMPT, MAX_STEP)
 
@@ -258,7 +258,14 @@ class StagePlan:
             self._compared |= compare_replicas(captured, self._shares.replicated(talk.rank), self._compared, talk)
 
     def stage(
-        self, slots: Sequence[TrainerSlot], *, attempt: int, step: int, due_mask: int, notes: bytes = b""
+        self,
+        slots: Sequence[TrainerSlot],
+        *,
+        attempt: int,
+        step: int,
+        due_mask: int,
+        timed_mask: int = 0,
+        notes: bytes = b"",
     ) -> None:
         """Copy into the slots, one per image of `to_stage` by number, and hand them to the agent: filling -> staged.
 
@@ -267,25 +274,20 @@ class StagePlan:
         assert self._template is not None
         assert self._stager is not None
         assert self._captured is not None
+        described = partial(
+            Described, world_size=self._ranks.size, image_count=2 if self._part else 1, due_mask=due_mask
+        )
         for slot, (image, size) in zip(reversed(slots), self.to_stage, strict=True):
-            self._describe(slot, ImageId(attempt, step, self._ranks.rank, image), size, due_mask)
+            identity = ImageId(attempt, step, self._ranks.rank, image)
             if image and self._part is not None:
-                self._part.stage(slot, self._captured, ImageId(attempt, step, self._ranks.rank, image))
+                describe(slot, described(identity, size))
+                self._part.stage(slot, self._captured, identity)
             else:
+                describe(slot, described(identity, size, timed_mask=timed_mask, relies_on=self._relied_on))
                 self._stager.stage(slot.room(size), self._captured, self._payload, attempt=attempt, step=step)
                 if notes and self._ranks.rank == 0:
                     write_notes(slot.room(size), self._template.layout, notes)
-            barrier()
-            slot.page.state = SlotState.STAGED
-
-    def _describe(self, slot: TrainerSlot, image: ImageId, size: int, due_mask: int) -> None:
-        page, relied_on = slot.page, self._relied_on if image.image == 0 else None
-        page.attempt, page.step, page.rank, page.committed_mask = image.attempt, image.step, image.rank, 0
-        page.world_size, page.image, page.image_count = self._ranks.size, image.image, 2 if self._part else 1
-        page.image_bytes, page.due_mask = size, due_mask
-        page.relies_on_step = relied_on.step if relied_on is not None else -1
-        if image.image:
-            page.timed_mask = 0
+            hand_over(slot)
 
     def forget(self) -> None:
         """Let go of every view of the slots, and of the state."""

@@ -12,13 +12,13 @@ from typing import Any
 from holdfast.errors import HoldfastError, StepDroppedError, StepExistsError
 from holdfast.model.identity import CheckpointId
 from holdfast.policy.schedule import due_mask
+from holdfast.trainer.claim import abandons, claim
+from holdfast.trainer.handing import give_back, take
 from holdfast.trainer.news import News, check_owner
 from holdfast.trainer.plan import StagePlan
 from holdfast.trainer.ranks import Ranks
 from holdfast.trainer.save import Save
 from holdfast.trainer.session import Session
-from holdfast.trainer.slots import TrainerSlot
-from holdfast.wire import messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Saves:
         notes = look() if self._attempt else self._claim(look)
         step, due = wanted.step, wanted.due
         self._plan.look_for_changes(self._session, self._attempt)
-        slots = self._take(step, patience_s)
+        slots = take(self._session.slots, step, self._plan.to_stage, patience_s)
         page = self._session.page
         self.last_step = step
         if slots is None:
@@ -91,30 +91,20 @@ class Saves:
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             return self._handle(step, due, began, error)
         try:
-            slots[0].page.timed_mask = self._mask(wanted.timed)
-            self._plan.stage(slots, attempt=self._attempt, step=step, due_mask=self._mask(due), notes=notes)
+            self._plan.stage(
+                slots,
+                attempt=self._attempt,
+                step=step,
+                due_mask=self._mask(due),
+                timed_mask=self._mask(wanted.timed),
+                notes=notes,
+            )
         except BaseException:
             # Also an interrupt: a slot left filling by a living process would be nobody's for ever.
             page.given_up_step = step
-            for slot in slots:
-                self._session.slots.give_back(slot)
+            give_back(self._session.slots, slots)
             raise
         return self._handle(step, due, began, None)
-
-    def _take(self, step: int, patience_s: float) -> list[TrainerSlot] | None:
-        """A slot for each image this save stages, by number; None when one did not come free in time."""
-        taken: dict[int, TrainerSlot] = {}
-        try:
-            for image, size_bytes in self._plan.to_stage:
-                slot = self._session.slots.take(step, size_bytes, image=image, patience_s=patience_s)
-                if slot is None:
-                    return None
-                taken[image] = slot
-            return [taken[image] for image in sorted(taken)]
-        finally:
-            if len(taken) < len(self._plan.to_stage):
-                for slot in taken.values():
-                    self._session.slots.give_back(slot)
 
     def _handle(self, step: int, due: frozenset[str], began: float, dropped: HoldfastError | None) -> Save:
         stall_s = time.perf_counter() - began
@@ -134,15 +124,14 @@ class Saves:
 
         Returns: what `look` does, which is called on every rank: an error of one is raised on all.
         """
-        body = messages.ClaimAttempt(self._parent)
         with self._ranks.talk() as talk:
             notes = talk.each(look)[talk.rank]
             # Compared first: an attempt that saves nothing would only stand in front of what is there.
             unlike = self._plan.settle(talk)
-            answer = talk.first(lambda: self._session.tell("/attempt", body, messages.AttemptAnswer))
+            answer = talk.first(lambda: claim(self._session, self._parent))
         self._attempt = answer.attempt
         self._session.page.attempt = answer.attempt
-        left = _left(answer, self._session.settings.home) if self._ranks.rank == 0 else ""
+        left = abandons(answer, self._session.settings.home) if self._ranks.rank == 0 else ""
         for warning in filter(None, (unlike, left)):
             # Only now: a warning that is made an error must not leave the other ranks alone in a collective.
             warnings.warn(warning, RuntimeWarning, stacklevel=4)
@@ -158,16 +147,6 @@ class Saves:
         """Have the handles remember what became of their steps."""
         for handle in list(self._handles):
             handle.keep_answer()
-
-
-def _left(answer: messages.AttemptAnswer, home: str) -> str:
-    """A warning where an attempt that starts from nothing abandons what is there; else empty."""
-    if answer.left is None:
-        return ""
-    return (
-        f"attempt {answer.attempt} of {home} starts from nothing and abandons what is there, up to {answer.left}"
-        "\n  hint: call load(state) before the first save to go on from it, or begin a run in a directory of its own"
-    )
 
 
 def _dropped(step: int, patience_s: float) -> StepDroppedError:

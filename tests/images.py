@@ -46,6 +46,6 @@ def fill(state: dict[str, Any], sources: Sequence[Source], **options: Any) -> di
     """Load the images into a state, as rank 0 of 1 unless said otherwise."""
     options = {"rank": 0, "world_size": 1, **options}
     plan = plan_load(state, sources, **options)
-    plan.fill()
+    plan.filling.fill()
     plan.finish()
     return state

@@ -16,11 +16,9 @@ from holdfast.format.image import lay_out, seal  # noqa: E402
 from holdfast.format.plain import TensorRef  # noqa: E402
 from holdfast.model.rect import Rect  # noqa: E402
 from holdfast.trainer import shares  # noqa: E402
-from holdfast.trainer.apply import LoadPlan  # noqa: E402
 from holdfast.trainer.capture import Captured  # noqa: E402
-from holdfast.trainer.differences import Differences  # noqa: E402
 from holdfast.trainer.dtensor import Cut, boxes  # noqa: E402
-from holdfast.trainer.portions import meet  # noqa: E402
+from holdfast.trainer.portions import Filling, meet  # noqa: E402
 from holdfast.trainer.saved import Saved  # noqa: E402
 from holdfast.trainer.shares import assign, unsplit  # noqa: E402
 from holdfast.trainer.stage import Stager, rectangle  # noqa: E402
@@ -178,11 +176,10 @@ def test_a_shard_of_any_mesh_is_filled_from_images_of_any_other(saved, live, sma
     memory = torch.zeros_like(mine)
     if data.draw(st.booleans()) and memory.ndim == 2:
         memory = torch.zeros_like(mine.t()).t()  # memory that is no run of bytes
-    plan = LoadPlan(sources, [], [], Differences())
     found = Saved(sources).shared["t"]
-    plan._portions = list(meet(memory, (whole_box(shape),) if held is None else held, found)) if mine.numel() else []
-    assert sum(p.nbytes for p in plan._portions) >= 8 * mine.numel()
-    assert plan.fill(prove=range(len(sources))) == {}
+    portions = list(meet(memory, (whole_box(shape),) if held is None else held, found)) if mine.numel() else []
+    assert sum(p.nbytes for p in portions) >= 8 * mine.numel()
+    assert Filling(sources, portions).fill(prove=range(len(sources))) == {}
     assert torch.equal(memory, mine)
 
 

@@ -7,121 +7,43 @@ optimizer settings and `load_state_dict` come last.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from functools import partial
-from itertools import compress
 from typing import Any
 
 import torch
 
-from holdfast.errors import CorruptError, LoadError
-from holdfast.model.image import Entry
-from holdfast.store.ranged import RangedImage
 from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
-from holdfast.trainer.fill import Segment, fill
-from holdfast.trainer.filling import copy, views_of
 from holdfast.trainer.match import Matcher
-from holdfast.trainer.move import is_plain_memory
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.picture import Picture
 from holdfast.trainer.placing import Build
-from holdfast.trainer.portions import Portion, portions
-from holdfast.trainer.pour import Detour, pour
+from holdfast.trainer.portions import Filling, filling_of
 from holdfast.trainer.saved import Saved, SavedTensor, Source
 from holdfast.trainer.selection import Selection
-from holdfast.trainer.values import copyable
 from holdfast.trainer.walk import DICTS, Walk
 
 
 class LoadPlan:
-    """A load that was found possible: `fill` or `fill_from`, then `finish`. If one of them raises, the live state is
+    """A load that was found possible: fill `filling`, then `finish`. If one of the two raises, the live state is
     undefined and can be loaded again.
 
     Attributes:
+        filling: what of the images belongs into the live tensors.
         differences: what is not loaded, where that was allowed.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        copies: list[tuple[torch.Tensor, SavedTensor]],
-        builds: list[Build],
-        differences: Differences,
-    ) -> None:
+    def __init__(self, filling: Filling, builds: list[Build], differences: Differences) -> None:
+        self.filling = filling
         self.differences = differences
-        self._sources = sources
         self._builds = builds
-        self._portions = [portion for live, found in copies for portion in portions(live, found)]
-
-    def fill(self, *, prove: Collection[int] = (), threads: int = 1) -> dict[int, CorruptError]:
-        """Copy into the live tensors, and prove on the way the images that `prove` names by their place in the sources.
-
-        Keeps no view of the sources' buffers.
-
-        Returns: the error of each image found bad; the live state is undefined then.
-        Raises: LoadError: torch refused to fill a tensor.
-        """
-        for source in {p.source for p in self._portions}:
-            self._whole(source)
-        plain, odd = self._ways()
-        bad = fill(self._sources, [segment for _, segment in plain], prove=prove, threads=threads)
-        _written(plain)
-        if odd and not bad:
-            try:
-                self._copy_odd(odd)
-            except RuntimeError as e:  # a live tensor that torch lets nobody write, a device that is full or gone
-                raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
-        return bad
-
-    def fill_from(self, images: Sequence[RangedImage]) -> None:
-        """Like `fill`, from images on a tier, one for each source: only blocks that are needed are read, all proven.
-
-        Raises: CorruptError, NotFoundError, TierError: a block cannot be had, the live state is undefined then;
-            LoadError: torch refused to fill a tensor.
-        """
-        plain, odd = self._ways()
-        detours = [
-            Detour(p.source, p.entry, p.start, p.stop, partial(_arrive, destination, p)) for destination, p in odd
-        ]
-        try:
-            pour(images, [segment for _, segment in plain], detours)
-        except RuntimeError as e:
-            raise LoadError(f"a tensor of the state cannot be filled: {e}") from e
-        _written(plain)
-
-    def _ways(self) -> tuple[list[tuple[torch.Tensor, Segment]], list[tuple[torch.Tensor, Portion]]]:
-        """The copies that are one move of bytes, and the others; each with its part of a live tensor."""
-        plain, odd = [], []
-        for p in self._portions:
-            destination = p.destination()
-            if is_plain_memory(destination) and p.is_run_for(destination):
-                plain.append((destination, Segment(p.source, p.start, p.nbytes, destination.data_ptr())))
-            else:
-                odd.append((destination, p))
-        return plain, odd
 
     def finish(self) -> None:
-        """After a good `fill`: put plain values and optimizer settings in place, call every `load_state_dict`.
+        """After a good filling: put plain values and optimizer settings in place, call every `load_state_dict`.
 
         Raises: LoadError: a `load_state_dict` of the user's failed.
         """
         for build in self._builds:
             build()
-
-    def _copy_odd(self, copies: list[tuple[torch.Tensor, Portion]]) -> None:
-        """What is no run of bytes in this process's memory and in the image: other devices, strides, conjugates."""
-        entries: dict[int, list[Entry]] = {}
-        for _, p in copies:
-            entries.setdefault(p.source, []).append(p.entry)
-        views = {s: iter(views_of(self._whole(s), found)) for s, found in entries.items()}
-        destinations = [destination for destination, _ in copies]
-        _copy_into_live(destinations, [_seen_like(d, p.seen_in(next(views[p.source]))) for d, p in copies])
-
-    def _whole(self, source: int) -> memoryview:
-        header, buffer = self._sources[source].header, self._sources[source].buffer
-        if len(buffer) < header.size_bytes:
-            raise CorruptError(f"{header.id} has {len(buffer)} of {header.size_bytes} bytes")
-        return buffer[: header.size_bytes]
 
 
 def plan_load(
@@ -155,7 +77,7 @@ def plan_load(
     matcher.note_unexpected()
     copies = _once_each(matcher)
     matcher.differences.check(fits=matcher.fits, strict=strict)
-    return LoadPlan(sources, copies, [*matcher.first, *builds], matcher.differences)
+    return LoadPlan(filling_of(sources, copies), [*matcher.first, *builds], matcher.differences)
 
 
 def ranks_needed(state: dict[str, Any], before: int, *, rank: int, world_size: int) -> set[int]:
@@ -196,33 +118,3 @@ def _once_each(matcher: Matcher) -> list[tuple[torch.Tensor, SavedTensor]]:
             there = "a tensor of its own"
             matcher.differences.note("other", found.fqn, f"shares its memory with {first[key].fqn}", there)
     return copies
-
-
-def _copy_into_live(destinations: list[torch.Tensor], saved: list[torch.Tensor]) -> None:
-    """One call for all, but for live tensors that are a conjugate or a negative of their memory, or made for inference:
-    it takes none of these."""
-    destinations = list(map(copyable, destinations))
-    odd = [d.is_conj() or d.is_neg() or d.is_inference() for d in destinations]
-    if any(odd):
-        for d, s in compress(zip(destinations, saved, strict=True), odd):
-            with torch.inference_mode(d.is_inference()), torch.no_grad():
-                d.copy_(s)
-        destinations = [d for d, o in zip(destinations, odd, strict=True) if not o]
-        saved = [s for s, o in zip(saved, odd, strict=True) if not o]
-    copy(destinations, saved)
-
-
-def _seen_like(destination: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
-    for dim, length in enumerate(destination.shape):
-        if saved.shape[dim] != length:
-            saved = saved.narrow(dim, 0, length)
-    return saved
-
-
-def _written(plain: list[tuple[torch.Tensor, Segment]]) -> None:
-    """What autograd remembers of these tensors is over, as after any write in place."""
-    torch.autograd.graph.increment_version([d for d, _ in plain if not d.is_inference()])
-
-
-def _arrive(destination: torch.Tensor, portion: Portion, saved: torch.Tensor) -> None:
-    _copy_into_live([destination], [_seen_like(destination, portion.seen_in(saved))])

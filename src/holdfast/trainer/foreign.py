@@ -103,7 +103,7 @@ class _Load:
             only=self._selection,
         )
         self.touched = True
-        plan.fill_from(images)
+        plan.filling.fill_from(images)
         plan.finish()
         return plan.differences
 

@@ -186,7 +186,7 @@ class Loader:
     def _fill(self, talk: Talk, plan: LoadPlan, images: list[messages.FetchedImage]) -> list[_Bad]:
         """Copy; of the images each rank proves its share. Those that are bad."""
         share = range(talk.rank, len(images), talk.size)
-        found = plan.fill(prove=share, threads=cores(talk.size))
+        found = plan.filling.fill(prove=share, threads=cores(talk.size))
         return [_Bad(images[i], error) for i, error in found.items()]
 
     def _all_good(self, talk: Talk, look: Callable[[], list[_Bad]]) -> bool:

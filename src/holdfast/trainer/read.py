@@ -17,6 +17,7 @@ from holdfast.trainer.archive import nothing_at, open_archive
 from holdfast.trainer.match import Matcher, Scope
 from holdfast.trainer.opened import Opened
 from holdfast.trainer.placing import MISSING
+from holdfast.trainer.portions import filling_of
 from holdfast.trainer.saved import OWN_PATHS, Saved, Source, tree_of
 from holdfast.trainer.walk import DICTS, Walk
 
@@ -136,8 +137,8 @@ def _with_parts(value: Any, opened: tuple[list[RangedImage], list[Source]], rank
         raise StructureError(
             f"{unknown.path!r} cannot be made here: it is {unknown.there}", hint="register its type, then read it"
         )
-    plan = LoadPlan(sources, matcher.copies, matcher.first, matcher.differences)
-    plan.fill_from(images)
+    plan = LoadPlan(filling_of(sources, matcher.copies), matcher.first, matcher.differences)
+    plan.filling.fill_from(images)
     plan.finish()
     return build()
 

@@ -58,23 +58,38 @@ class Archive:
         step = None if step is None else whole_step(step, hint="pass a step that was saved, or None")
         failed: set[CheckpointId] = set()
         for _ in range(_MAX_TRIES):
-            catalog = read_catalog(self._tier)
-            attempts = read_attempts([self._tier])
-            manifest = self._newest(catalog, attempts.lineage if attempts.highest else None, step, failed)
-            if manifest is None:
-                if step is None and not attempts.highest and not catalog.entries:
-                    return None
-                raise LoadError(self._nothing(catalog, step), hint=f"run `holdfast ls {self._url}`", step=step)
+            opened = self.newest(step, failed)
+            if opened is None:
+                return None
+            checkpoint = opened.manifest.id
             try:
-                found = use(Opened(self._tier, manifest, self._count))
+                found = use(opened)
             except DAMAGE as e:
-                failed.add(manifest.id)
-                self.notes.append(f"{manifest.id}: {e.message}" + (f" [{e.key}]" if e.key else ""))
+                failed.add(checkpoint)
+                self.notes.append(f"{checkpoint}: {e.message}" + (f" [{e.key}]" if e.key else ""))
                 continue
             if self.notes:
-                log.warning("took %s; passed over: %s", manifest.id, "; ".join(self.notes))
-            return manifest.id, found
+                log.warning("took %s; passed over: %s", checkpoint, "; ".join(self.notes))
+            return checkpoint, found
         raise LoadError(f"gave up after {_MAX_TRIES} steps: {'; '.join(self.notes)}", step=step)
+
+    def newest(self, step: int | None, failed: set[CheckpointId]) -> Opened | None:
+        """The newest checkpoint of the lineage, or `step` of it, that is not in `failed`; images are not looked at.
+
+        Args:
+            failed: is added to: what cannot be had for its manifest's sake. `notes` says why.
+
+        Returns: None when there is no attempt, manifest or image at all and no step was asked for.
+        Raises: LoadError when something is there, and nothing or not that step is left.
+        """
+        catalog = read_catalog(self._tier)
+        attempts = read_attempts([self._tier])
+        manifest = self._newest(catalog, attempts.lineage if attempts.highest else None, step, failed)
+        if manifest is not None:
+            return Opened(self._tier, manifest, self._count)
+        if step is None and not attempts.highest and not catalog.entries:
+            return None
+        raise LoadError(self._nothing(catalog, step), hint=f"run `holdfast ls {self._url}`", step=step)
 
     def _newest(
         self, catalog: Catalog, lineage: Lineage | None, step: int | None, failed: set[CheckpointId]

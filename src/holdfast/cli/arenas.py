@@ -19,7 +19,7 @@ from holdfast.config import Settings
 from holdfast.errors import AgentError, HoldfastError, RunBusyError
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.wire.client import AgentClient
-from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState, TrainerPage
+from holdfast.wire.pages import SlotState, TrainerPage, copy_page, slot_page
 from holdfast.wire.processes import process_alive
 from holdfast.wire.spawn import CONFIG, LOCK, SOCKET, answers, read_config
 
@@ -131,13 +131,6 @@ def look(path: Path) -> Arena:
     )
 
 
-def slot_page(path: Path) -> SlotPage | None:
-    """A copy of a slot's page; None when the file is gone or no slot."""
-    data = _page(path)
-    page = SlotPage(data) if data is not None else None
-    return page if page is not None and page.valid else None
-
-
 def remove(arena: Arena) -> None:
     """Free an arena that nobody uses. It is locked meanwhile, so that no agent starts in it.
 
@@ -182,16 +175,8 @@ def _locked(lock: Path) -> bool:
     return False
 
 
-def _page(path: Path) -> memoryview | None:
-    """A copy of a file's page; None when the file is gone or too short."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        data = bytearray(file.read(PAGE_BYTES))
-        return memoryview(data) if len(data) == PAGE_BYTES else None
-    return None
-
-
 def _trainer(path: Path) -> Iterator[int]:
-    data = _page(path)
+    data = copy_page(path)
     page = TrainerPage(data) if data is not None else None
     if page is not None and page.valid and not page.let_go and process_alive(page.pid, page.start):
         yield page.pid

@@ -122,7 +122,7 @@ class Run:
         if tier is None:
             return self
         if tier == MEMORY:
-            from holdfast.cli.slots import SlotTier
+            from holdfast.wire.slot_tier import SlotTier
 
             return replace(self, home=SlotTier(self.arena))
         found = next((t.tier for t in self.tiers if t.name == tier), None)

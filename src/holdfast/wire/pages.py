@@ -12,8 +12,10 @@ A trainer sets STAGED last, after `barrier()`; the agent reads the state first.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from enum import IntEnum
+from pathlib import Path
 
 PAGE_BYTES = 4096
 _VERSION = 0
@@ -113,6 +115,21 @@ class SlotPage(Page):
         """The state as a word; a page that lies says its number."""
         state = self.state
         return SlotState(state).name.lower() if state in list(SlotState) else str(state)
+
+
+def copy_page(path: Path) -> memoryview | None:
+    """A copy of the page that a file begins with; None when the file is gone or too short."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        data = bytearray(file.read(PAGE_BYTES))
+        return memoryview(data) if len(data) == PAGE_BYTES else None
+    return None
+
+
+def slot_page(path: Path) -> SlotPage | None:
+    """A copy of a slot's page, looked at from outside; None when the file is gone or no slot."""
+    data = copy_page(path)
+    page = SlotPage(data) if data is not None else None
+    return page if page is not None and page.valid else None
 
 
 class LetGo(IntEnum):

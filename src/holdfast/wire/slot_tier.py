@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from holdfast.cli.arenas import slot_page
 from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import manifest as codec
 from holdfast.format import names
@@ -24,7 +23,7 @@ from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.place import FailureDomain, Scope
 from holdfast.tiers.contract import Buffer, Capabilities, ObjectInfo, Upload
-from holdfast.wire.pages import PAGE_BYTES, SlotState
+from holdfast.wire.pages import PAGE_BYTES, SlotState, slot_page
 
 _READ_ONLY = "memory is only looked at here"
 

@@ -6,13 +6,13 @@ import pytest
 from tests.unit.store_fixtures import Image, make
 from tests.unit.tensor_fixtures import find_tensor
 
-from holdfast.cli.slots import SlotTier
 from holdfast.errors import CorruptError, NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.model.identity import CheckpointId
 from holdfast.store.catalog import read_catalog, read_manifest
 from holdfast.store.tensors import Images
 from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
+from holdfast.wire.slot_tier import SlotTier
 
 STEP = CheckpointId(1, 10)
 

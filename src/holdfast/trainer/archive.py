@@ -86,7 +86,7 @@ class Archive:
         attempts = read_attempts([self._tier])
         manifest = self._newest(catalog, attempts.lineage if attempts.highest else None, step, failed)
         if manifest is not None:
-            return Opened(self._tier, manifest, self._count)
+            return Opened([self._tier], manifest, self._count)
         if step is None and not attempts.highest and not catalog.entries:
             return None
         raise LoadError(self._nothing(catalog, step), hint=f"run `holdfast ls {self._url}`", step=step)

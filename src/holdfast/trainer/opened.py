@@ -1,8 +1,8 @@
-"""A committed checkpoint on a tier, opened by its manifest: images and plain values are read when asked for."""
+"""A committed checkpoint, opened by its manifest: images and plain values are read when asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from holdfast.errors import CorruptError
 from holdfast.model.identity import ImageId
@@ -19,12 +19,17 @@ _NO_BUFFER = memoryview(b"")
 class Opened:
     """Invariant: an image is opened once. Threads: one.
 
+    Args:
+        tiers: where its images may stand, nearest first. The last one is that of the manifest: what another does not
+            have, or not as it was saved, is read there.
+
     Raises: what reading images raises, from every method.
     """
 
-    def __init__(self, tier: Tier, manifest: Manifest, progress: Progress) -> None:
+    def __init__(self, tiers: Sequence[Tier], manifest: Manifest, progress: Progress) -> None:
         self.manifest = manifest
-        self._tier, self._progress = tier, progress
+        *self._nearer, self._tier = tiers
+        self._progress = progress
         self._cache = BlockCache()
         self._images: dict[ImageId, RangedImage] = {}
         self._plain: dict[int, bytes] = {}
@@ -61,7 +66,7 @@ class Opened:
     def image(self, record: ImageRecord) -> RangedImage:
         """One image, opened: its header is proven."""
         if record.id not in self._images:
-            made = RangedImage(self._tier, record, cache=self._cache, progress=self._progress)
+            made = RangedImage(self._tier, record, nearer=self._nearer, cache=self._cache, progress=self._progress)
             if (made.header.run, made.header.world_size) != (self.manifest.run, self.manifest.world_size):
                 raise CorruptError(f"{record.id} is of another run or number of ranks than its manifest")
             self._images[record.id] = made

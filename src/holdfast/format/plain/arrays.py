@@ -14,9 +14,11 @@ import importlib
 import math
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from holdfast.errors import CorruptError
+from holdfast.format.checksum import Buffer
 
 _DTYPE = re.compile(r"[<>|](?:[biufcSU][1-9][0-9]{0,8}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)")
 _MAX_DIMS = 32
@@ -55,15 +57,21 @@ def _order(array: Any) -> str:
 def array_from(body: Any) -> Any:
     """The array of a tagged form; any exception means that it is none."""
     dtype_str, shape, order, text = body
+    array = array_of(dtype_str, shape, order, _data(text))
+    if _order(array) != order:
+        raise CorruptError("an array's order is not in canonical form")
+    return array
+
+
+def array_of(dtype_str: Any, shape: Sequence[Any], order: Any, data: Buffer) -> Any:
+    """The array of these bytes, which are copied; any exception means that there is none."""
     if len(shape) > _MAX_DIMS or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
         raise CorruptError("an array has an impossible shape")
-    dtype, data = _dtype(dtype_str), _data(text)
+    dtype = _dtype(dtype_str)
     if math.prod(shape) * dtype.itemsize != len(data):
         raise CorruptError("an array's bytes do not fit its shape")
     np = importlib.import_module("numpy")
     array = np.ndarray(tuple(shape), dtype, bytearray(data), order=order)
-    if _order(array) != order:
-        raise CorruptError("an array's order is not in canonical form")
     _check_items(array, data)
     return array
 
@@ -76,12 +84,24 @@ def scalar_from(body: Any) -> Any:
         return np.str_(data.decode("utf-8", "surrogatepass"))
     if dtype_str == "S":
         return np.bytes_(data)
-    dtype = _dtype(dtype_str)
-    if dtype.kind in "SU" or dtype.itemsize != len(data):
+    if _dtype(dtype_str).kind in "SU":
         raise CorruptError("a scalar's bytes do not fit its dtype")
-    array = np.ndarray((), dtype, data)
+    return scalar_of(dtype_str, data)
+
+
+def scalar_of(dtype_str: Any, data: Buffer) -> Any:
+    """The scalar of these bytes; any exception means that there is none."""
+    np, dtype = importlib.import_module("numpy"), _dtype(dtype_str)
+    if dtype.itemsize != len(data):
+        raise CorruptError("a scalar's bytes do not fit its dtype")
+    array = np.ndarray((), dtype, bytes(data))
     _check_items(array, data)
     return array[()]
+
+
+def is_plain_dtype(text: str) -> bool:
+    """Whether an array of that dtype has a plain form: numbers, text, times."""
+    return _DTYPE.fullmatch(text) is not None
 
 
 def _dtype(text: Any) -> Any:
@@ -100,9 +120,9 @@ def _data(text: Any) -> bytes:
     return data
 
 
-def _check_items(array: Any, data: bytes) -> None:
+def _check_items(array: Any, data: Buffer) -> None:
     """Bytes that are no bool and no character would break whoever looks at them."""
-    if array.dtype.kind == "b" and data.strip(b"\0\1"):
+    if array.dtype.kind == "b" and bytes(data).strip(b"\0\1"):
         raise CorruptError("a bool is neither 0 nor 1")
     if array.dtype.kind == "U" and data:
         np = importlib.import_module("numpy")

@@ -5,6 +5,8 @@ A block is 4 MiB of what stands before the block table. Threads may seal or chec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from holdfast.errors import CapacityError, CorruptError
 from holdfast.format.blocks import WORD_BYTES, BlockTable, prove_block
 from holdfast.format.checksum import BLOCK_BYTES, Buffer, block_count, crc64nvme
@@ -30,6 +32,7 @@ __all__ = [
     "seal",
     "seal_block",
     "seal_table",
+    "table_of",
     "write_notes",
     "write_plain",
 ]
@@ -152,6 +155,13 @@ def seal_table(buffer: Buffer, layout: ImageLayout) -> int:
     view[words_end:last] = bytes(last - words_end)
     view[last : layout.size_bytes] = crc64nvme(view[layout.table_start : last]).to_bytes(WORD_BYTES, "little")
     return _table(view, layout).whole_crc64nvme
+
+
+def table_of(layout: ImageLayout, words: Sequence[int]) -> bytes:
+    """The block table of an image whose blocks have these checksums, for one that is never whole in memory."""
+    raw = b"".join([word.to_bytes(WORD_BYTES, "little") for word in words])
+    raw = raw.ljust(layout.size_bytes - layout.table_start - WORD_BYTES, b"\0")
+    return raw + crc64nvme(raw).to_bytes(WORD_BYTES, "little")
 
 
 def seal(buffer: Buffer, layout: ImageLayout) -> int:

@@ -53,13 +53,18 @@ class Template:
         bytes.
         """
         view = memoryview(buffer).cast("B")
+        self.stamp_header(view, attempt, step)
+        for start, stop in self.pads:
+            view[start:stop] = bytes(stop - start)
+
+    def stamp_header(self, buffer: Buffer, attempt: int, step: int) -> None:
+        """Write the header alone, for an image that is never whole in memory."""
+        view = memoryview(buffer).cast("B")
         check_within("attempt", attempt, names.MAX_ATTEMPT)
         check_within("step", step, names.MAX_STEP)
         view[: len(self.header)] = self.header
         view[ATTEMPT_AT : ATTEMPT_AT + _DIGITS] = b"%020d" % attempt
         view[STEP_AT : STEP_AT + _DIGITS] = b"%020d" % step
-        for start, stop in self.pads:
-            view[start:stop] = bytes(stop - start)
 
 
 def lay_out(  # noqa: PLR0913  (the identity of an image has that many parts)

@@ -131,11 +131,16 @@ class _Unfolding:
 # The mark ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Mark:
-    """How names nest. `cut`: what no root begins is cut after its first dot, as a Checkpointer's names are."""
+    """How names nest.
+
+    `planner_data` are those of torch DCP, where names do not nest by its rule. `cut`: what no root begins is cut after
+    its first dot, as a Checkpointer's names are.
+    """
 
     nested: bool = True
     flat: tuple[Root, ...] = ()
     state: tuple[Root, ...] = ()
+    planner_data: Any = None
     cut: bool = False
     _begins: dict[str, tuple[Root, bool]] = field(init=False, repr=False, compare=False)
 
@@ -162,7 +167,7 @@ class Mark:
     def to_plain(self) -> dict[str, Any]:
         """As the plain values of an image have it."""
         if not self.nested:
-            return {"nested": False}
+            return {"nested": False} | ({} if self.planner_data is None else {"planner_data": self.planner_data})
         return {"nested": True, "flat": [list(r) for r in self.flat], "state": [list(r) for r in self.state]}
 
 
@@ -181,7 +186,8 @@ def mark_in(tree: Mapping[str, Any]) -> Mark:
         return Mark(state=tuple([(key,) for key in optimizers]), cut=True)
     if type(found) is not dict or type(found.get("nested")) is not bool:
         raise CorruptError("the mark of a checkpoint's names is none")
-    return Mark(found["nested"], _roots(found.get("flat", [])), _roots(found.get("state", [])))
+    flat, state = _roots(found.get("flat", [])), _roots(found.get("state", []))
+    return Mark(found["nested"], flat, state, found.get("planner_data"))
 
 
 def _roots(value: Any) -> tuple[Root, ...]:

@@ -17,12 +17,16 @@ COMMANDS = {
     "diff": "Compare two checkpoints of a run, or of two.",
     "verify": "Read checkpoints and compare every byte with its checksum.",
     "prune": "Delete checkpoints by plan.",
+    "import": "Bring in a checkpoint of torch DCP, torch.save or safetensors.",
+    "export": "Write a checkpoint as torch DCP, torch.save or safetensors have it.",
     "doctor": "Look at this machine, and at a run, for what would make saving fail or slow.",
     "bench": "Measure a tier from this node: bandwidth and latency.",
     "agent": "Run, look at or stop the node agent of a run.",
     "completion": "Print what makes the shell complete holdfast's commands.",
 }
 """Command name (module and attribute, too) -> the one line that `holdfast --help` shows without importing it."""
+MODULES = {"import": "importing", "export": "exporting"}
+"""Of commands whose names Python does not take for a module's, or that belong to such a pair."""
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -37,7 +41,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"holdfast.cli.{cmd_name}"), cmd_name)
+        name = MODULES.get(cmd_name, cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"holdfast.cli.{name}"), name)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -15,7 +15,7 @@ from holdfast.config import Settings
 from holdfast.errors import HoldfastError, NotFoundError
 from holdfast.model.identity import Attempt, CheckpointId, Lineage
 from holdfast.model.manifest import Manifest
-from holdfast.store.attempts import Attempts, read_attempts
+from holdfast.store.attempts import IMPORTER, Attempts, read_attempts
 from holdfast.store.catalog import Catalog, CatalogEntry, read_catalog, read_manifest
 from holdfast.tiers import open_tier, same_place
 from holdfast.tiers.contract import Tier
@@ -204,8 +204,10 @@ def coordinator_socket(attempt: Attempt | None) -> Path | None:
 
 
 def claimed_elsewhere(attempt: Attempt | None) -> bool:
-    """Whether the attempt was claimed by another node: whether it lives cannot be seen from here."""
-    return attempt is not None and bool(attempt.coordinator) and coordinator_socket(attempt) is None
+    """Whether the attempt was claimed by another node: whether it lives cannot be seen from here. No import does."""
+    if attempt is None or not attempt.coordinator or attempt.coordinator.startswith(IMPORTER):
+        return False
+    return coordinator_socket(attempt) is None
 
 
 def describe_lineage(attempts: Attempts) -> str:

@@ -28,6 +28,7 @@ MAX_IMAGE = 10**3 - 1
 
 _ATTEMPT = re.compile(r"attempts/([0-9]{8})")
 _IMAGE = re.compile(r"images/([0-9]{8})/([0-9]{12})/([0-9]{5})-(0|[1-9][0-9]{0,2})\.safetensors")
+_TRAILING = re.compile(r"(?<![0-9.])([0-9]{1,12})\Z")
 _CHECKPOINT = re.compile(r"(?:manifests|tombstones)/([0-9]{8})-([0-9]{12})")
 
 
@@ -83,6 +84,12 @@ def tombstone_key(checkpoint: CheckpointId) -> str:
 def parse_tombstone_key(key: str) -> CheckpointId | None:
     """The checkpoint a tombstone's key names."""
     return _parse_checkpoint(key, TOMBSTONES)
+
+
+def trailing_number(text: str) -> int | None:
+    """The number at the end of a name: 100 of `step_100`, `ckpt-0100` or `100`; None where none is, or a decimal."""
+    match = _TRAILING.search(text)
+    return int(match[1]) if match else None
 
 
 def _checkpoint(checkpoint: CheckpointId) -> str:

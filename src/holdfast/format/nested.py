@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from holdfast.errors import CorruptError, UnsupportedValueError
-from holdfast.format.plain import MAX_DEPTH, TensorRef
+from holdfast.format.plain import MAX_DEPTH, Opaque, TensorRef
 from holdfast.format.records import RESERVED
 
 Path = tuple[str | int, ...]
@@ -287,6 +287,8 @@ def refs_in(x: Any) -> Iterator[str]:
     """The names of tensors that a value mentions."""
     if type(x) is TensorRef:
         yield x.fqn
+    elif type(x) is Opaque:
+        yield from refs_in(x.value)
     elif type(x) in DICTS or type(x) in (list, tuple):
         for item in x.values() if type(x) in DICTS else x:
             yield from refs_in(item)

@@ -21,6 +21,8 @@ from holdfast.format import names
 from holdfast.model.identity import Attempt, CheckpointId, Lineage, lineage_of
 from holdfast.tiers.contract import Tier, read_all
 
+IMPORTER = "import:"
+"""Begins the coordinator of a claim that an import made: nobody can be asked there whether it lives."""
 _MAX_TRIES = 1000
 
 

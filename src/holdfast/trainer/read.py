@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from holdfast.errors import CorruptError, NotFoundError, StructureError, UsageError
+from holdfast.format.nested import is_reserved
 from holdfast.format.plain import Opaque, TensorRef
 from holdfast.model.manifest import TensorRecord
 from holdfast.store.ranged import RangedImage
@@ -73,7 +74,7 @@ def _read(fqn: str, checkpoint: Opened) -> Any:
     value = _find(tree, fqn)
     if value is not MISSING:
         return _made(checkpoint, value, None)
-    return _Unknown(_near(fqn, [*(t.fqn for t in manifest.tensors), *(key for key in tree if key != OWN_PATHS)]))
+    return _Unknown(_near(fqn, [*(t.fqn for t in manifest.tensors), *(key for key in tree if not is_reserved(key))]))
 
 
 def _owners_of_parts(fqn: str, checkpoint: Opened) -> list[int | None]:

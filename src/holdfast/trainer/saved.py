@@ -9,6 +9,7 @@ from typing import Any
 from holdfast.errors import CorruptError
 from holdfast.format.image import read_plain
 from holdfast.format.manifest.coverage import Work, first_hole
+from holdfast.format.nested import is_reserved
 from holdfast.model.image import Entry, ImageHeader, Piece
 from holdfast.model.rect import Rect
 from holdfast.trainer import values
@@ -139,10 +140,10 @@ class Saved:
         return path in self.tree(0).get(OWN_PATHS, [])
 
     def shared_paths(self) -> Iterator[str]:
-        """Paths of all shared plain values."""
-        own = {OWN_PATHS, *self.tree(0).get(OWN_PATHS, [])}
+        """Paths of all shared plain values. Reserved keys are nobody's."""
+        own = set(self.tree(0).get(OWN_PATHS, []))
         for path in self.tree(0):
-            if path not in own and not any(path.startswith(f"{o}.") for o in own):
+            if path not in own and not is_reserved(path) and not any(path.startswith(f"{o}.") for o in own):
                 yield path
 
 

@@ -24,7 +24,7 @@ from holdfast.model.identity import Attempt, CheckpointId, ImageId
 from holdfast.model.image import ImageHeader, ImageRecord
 from holdfast.model.manifest import Manifest
 from holdfast.model.notes import Notes
-from holdfast.store.attempts import claim, read_attempts
+from holdfast.store.attempts import IMPORTER, claim, read_attempts
 from holdfast.store.blocks import Progress, aligned_buffer, no_progress
 from holdfast.store.catalog import read_catalog
 from holdfast.store.commit import commit
@@ -36,8 +36,6 @@ from holdfast.store.importing.source import Source, Stored
 from holdfast.store.verify import verify_image
 from holdfast.tiers.contract import Tier, Upload
 
-IMPORTER = "import:"
-"""Begins the coordinator of an import's claim: nobody is to be asked there whether it lives."""
 PART_BYTES = 4 * BLOCK_BYTES
 _PARTS_AT_ONCE = 4
 _ZEROS = memoryview(bytes(PART_BYTES))

@@ -1,0 +1,1 @@
+"""torch DCP: its own calls on Holdfast's machinery, and its files."""

@@ -63,10 +63,12 @@ def _reconstruct(kind: Any, shape: Any, letter: Any) -> UnfilledArray:
     return UnfilledArray()
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    if type(data) not in (bytes, bytearray) or order not in ("C", "F"):
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+    """`axes` say how an array of order K, whose bytes are in row order, lies."""
+    if type(data) not in (bytes, bytearray) or order not in ("C", "F", "K"):
         raise CorruptError("an array's bytes are none")
-    return array_of(_text(dtype), _shape(shape), order, data)
+    array = array_of(_text(dtype), _shape(shape), "F" if order == "F" else "C", data)
+    return array.transpose(tuple(axes)) if order == "K" and axes is not None else array
 
 
 def _scalar(dtype: Any, data: Any) -> Any:

@@ -35,10 +35,13 @@ class _Measure:
 
     def size(self, value: Any, depth: int) -> tuple[int, int]:
         """(things, containers on the longest way down)."""
-        inner = _inner(value)
-        if not inner:
-            return 1, 0
-        size, height = self._known.get(id(value)) or self._look_into(value, inner, depth)
+        known = self._known.get(id(value))
+        if known is None:
+            inner = _inner(value)
+            if inner is None:
+                return 1, 0
+            known = self._look_into(value, inner, depth)
+        size, height = known
         if depth + height > MAX_DEPTH:
             raise CorruptError(f"a value is nested more than {MAX_DEPTH} deep")
         if size > self._most:
@@ -65,7 +68,8 @@ class _Measure:
         return size, height + 1
 
 
-def _inner(value: Any) -> Collection[Any]:
+def _inner(value: Any) -> Collection[Any] | None:
+    """What a container holds; None: it is none."""
     kind = type(value)
     if kind in _LISTS:
         found: Collection[Any] = value
@@ -74,4 +78,4 @@ def _inner(value: Any) -> Collection[Any]:
         return [*value, *value.values()]
     if isinstance(value, Unfinished):
         return list(value.inner())
-    return ()
+    return None

@@ -130,7 +130,7 @@ def filled(begin: bytes, unit: bytes, end: bytes) -> bytes:
     return begin + unit * ((MIB - len(begin) - len(end)) // len(unit)) + end
 
 
-LONG = b"\x80\x04](" + b"K\x01" * (MIB // 4) + b"e\x94("
+LONG = b"\x80\x04(](" + b"K\x01" * (MIB // 4) + b"e\x94"
 
 
 @pytest.mark.parametrize(

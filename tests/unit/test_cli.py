@@ -1,7 +1,6 @@
 """How the command line starts, fails and explains itself."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import pty
@@ -17,7 +16,7 @@ from holdfast import errors
 from holdfast.cli import BROKEN_PIPE, INTERRUPTED, main
 from holdfast.cli.group import COMMANDS, holdfast
 
-THERE = [name for name in COMMANDS if importlib.util.find_spec(f"holdfast.cli.{name}") is not None]
+THERE = list(COMMANDS)
 EXAMPLES_BEGIN = "Examples:\n"
 
 

@@ -67,3 +67,23 @@ def test_numbers_that_would_widen_a_key_are_refused():
     for numbers in [(-1, 0, 0), (10**8, 0, 0), (0, 10**12, 0), (0, 0, 10**5), (0, 0, 0, 1000)]:
         with pytest.raises(UsageError):
             names.image_key(ImageId(*numbers))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("step_100", 100),
+        ("ckpt-0100", 100),
+        ("100", 100),
+        ("epoch=3-step=70", 70),
+        ("v1.5", None),
+        ("1.15", None),
+        ("step", None),
+        ("step_1/", None),
+        ("", None),
+        ("1" * 13, None),
+        ("x100\n", None),
+    ],
+)
+def test_the_number_at_the_end_of_a_name(text, number):
+    assert names.trailing_number(text) == number

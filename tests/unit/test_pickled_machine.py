@@ -276,6 +276,14 @@ def test_what_is_shared_within_reason_is_read():
     assert read(pickle.dumps([row] * 1000), PLAIN) == [row] * 1000
 
 
+def test_what_is_large_and_shared_counts_by_its_bytes():
+    for large in ("x" * 100_000, b"x" * 100_000, np.zeros(12_500), np.arange(20_000)):
+        assert len(read(pickle.dumps([large] * 10), PLAIN)) == 10
+        with pytest.raises(CorruptError, match="once it is written out"):
+            read(pickle.dumps([large] * 10_000), PLAIN)
+    assert len(read(pickle.dumps(["a name of a layer"] * 100_000), PLAIN)) == 100_000
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_value_in_itself_is_refused(protocol):
     inner: list = []

@@ -13,6 +13,7 @@ from typing import Any
 
 from holdfast.errors import CorruptError, UnsupportedValueError
 from holdfast.format.dtypes import SAFETENSORS
+from holdfast.format.limits import MAX_DIMS
 from holdfast.format.pickled import arrays
 from holdfast.format.pickled.names import SAVE_ANEW, Meaning, Meanings, Unfinished
 from holdfast.format.plain import Opaque
@@ -216,8 +217,8 @@ def _tensor(storage: StorageRef, dtype: str, offset: Any, shape: Any, strides: A
     if metadata:
         raise UnsupportedValueError("a tensor is to be conjugated or negated when it is read", hint=SAVE_ANEW)
     lengths, steps = _ints(shape), _ints(strides)
-    if len(lengths) != len(steps):
-        raise CorruptError("a tensor has another number of strides than of dimensions")
+    if len(lengths) != len(steps) or len(lengths) > MAX_DIMS:
+        raise CorruptError("a tensor has another number of strides than of dimensions, or very many")
     return TensorView(storage, dtype, _int(offset), lengths, steps)
 
 

@@ -125,38 +125,45 @@ def test_any_bytes_are_a_zip_or_corrupt(head, tail):
 MIB = 2**20
 
 
-def filled(begin: bytes, unit: bytes, end: bytes) -> bytes:
-    """A pickle of a megabyte."""
-    return begin + unit * ((MIB - len(begin) - len(end)) // len(unit)) + end
+def filled(begin: bytes, unit: bytes, end: bytes, size: int) -> bytes:
+    """A pickle of so many bytes."""
+    return begin + unit * ((size - len(begin) - len(end)) // len(unit)) + end
 
 
-LONG = b"\x80\x04(](" + b"K\x01" * (MIB // 4) + b"e\x94"
+def long_list(size: int) -> bytes:
+    return b"\x80\x04(](" + b"K\x01" * (size // 4) + b"e\x94"
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        filled(b"\x80\x04(", b"]", b"t."),
-        filled(b"\x80\x04(", b"\x8f", b"t."),
-        filled(b"\x80\x04(", b"]\x94", b"t."),
-        filled(b"\x80\x04(", b"N\x85", b"t."),
-        filled(b"\x80\x04", b"(", b"."),
-        filled(b"\x80\x04(", b")\x85", b"t."),
-        filled(b"\x80\x04(}\x94", b"h\x00", b"t."),
-        filled(b"\x80\x04(ccollections\nOrderedDict\n\x94", b"h\x00)R", b"t."),
-        filled(LONG, b"h\x00", b"t."),
-    ],
-    ids=["lists", "sets", "memo", "tuples", "marks", "nested", "shared", "calls", "long-shared"],
-)
-def test_a_megabyte_is_read_or_refused_soon_and_in_little_memory(data):
+HOSTILE = {
+    "lists": lambda size: filled(b"\x80\x04(", b"]", b"t.", size),
+    "sets": lambda size: filled(b"\x80\x04(", b"\x8f", b"t.", size),
+    "memo": lambda size: filled(b"\x80\x04(", b"]\x94", b"t.", size),
+    "tuples": lambda size: filled(b"\x80\x04(", b"N\x85", b"t.", size),
+    "marks": lambda size: filled(b"\x80\x04", b"(", b".", size),
+    "nested": lambda size: filled(b"\x80\x04(", b")\x85", b"t.", size),
+    "shared": lambda size: filled(b"\x80\x04(}\x94", b"h\x00", b"t.", size),
+    "calls": lambda size: filled(b"\x80\x04(ccollections\nOrderedDict\n\x94", b"h\x00)R", b"t.", size),
+    "long-shared": lambda size: filled(long_list(size), b"h\x00", b"t.", size),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_megabyte_is_read_or_refused_soon(kind):
+    data = HOSTILE[kind](MIB)
     assert len(data) <= MIB
     began = time.process_time()
     is_value_or_refused(data, PLAIN)
-    assert time.process_time() - began < 10, "2 s, where nothing else keeps the processor"
+    assert time.process_time() - began < 20, "2 s, where nothing else keeps the processor"
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_memory_is_in_proportion_to_the_file(kind):
+    """At most 256 MiB for a megabyte, of which an eighth is tried: looking on takes its time."""
+    data = HOSTILE[kind](MIB // 8)
     tracemalloc.start()
     try:
         is_value_or_refused(data, PLAIN)
-        assert tracemalloc.get_traced_memory()[1] < 256 * MIB
+        assert tracemalloc.get_traced_memory()[1] < 32 * MIB
     finally:
         tracemalloc.stop()
 
@@ -167,4 +174,4 @@ def test_a_megabyte_of_anything_repeated_is_too(unit, cut):
     data = b"\x80\x04" + (unit * (MIB // len(unit)))[cut:] + b"."
     began = time.process_time()
     is_value_or_refused(data, TORCH_SAVE)
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 20

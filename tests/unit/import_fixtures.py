@@ -1,10 +1,9 @@
 """Foreign checkpoints small enough to make by the dozen, and their bytes as an import reads them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from holdfast.format.dtypes import SAFETENSORS
 from holdfast.model.identity import CheckpointId
@@ -18,7 +17,7 @@ from holdfast.store.tensors import Images, stored_tensor
 from holdfast.tiers.contract import Tier
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: Any) -> Path:
+def write_safetensors(path: Path, tensors: Mapping[str, Any], **metadata: Any) -> Path:
     """A file in safetensors' format; metadata that are no text are written as JSON."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     entries: dict[str, Any] = {"__metadata__": texts} if texts else {}

@@ -1,10 +1,10 @@
 """Sources in safetensors' format, and copies of sources: whole and right, or refused before anything is written."""
 
-import dataclasses
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from holdfast.format.plain import TensorRef
 from holdfast.model.identity import CheckpointId, ImageId
 from holdfast.store.attempts import IMPORTER, claim, read_attempts
 from holdfast.store.catalog import read_catalog
+from holdfast.store.commit import commit
 from holdfast.store.importing import copying, source
 from holdfast.store.importing.files import SourceFile, open_files
 from holdfast.store.importing.images import plan_images
@@ -35,7 +36,7 @@ from holdfast.tiers.memory import HeapSlots, MemoryTier
 from holdfast.tiers.posix import PosixTier
 from holdfast.tiers.wrappers import Fault, Faults, LoseAnswer, Raise, Retry
 
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "embed.weight": np.arange(24, dtype=np.float32).reshape(6, 4),
     "head.bias": np.arange(3, dtype=np.int64),
     "scale": np.array(2.5),
@@ -316,7 +317,7 @@ def test_what_is_larger_than_a_part_is_copied_part_by_part(tier, tmp_path, monke
     big = np.random.default_rng(0).integers(0, 255, 9 * 2**20, np.uint8)
     path = write_safetensors(tmp_path / "m.safetensors", {"small": np.arange(3), "big": big, "after": np.arange(5)})
     monkeypatch.setattr(copying, "PART_BYTES", 4 * 2**20)
-    told = []
+    told: list[int] = []
     plans = plan_images(source_of(path), run="run7")
     attempt = copying.claim_step(tier, run="run7", step=5)
     manifest = copying.copy_source(
@@ -351,8 +352,6 @@ def test_a_copied_tier_without_claims_is_refused(tier, file):
 
 
 def test_an_import_that_was_overtaken_commits_nothing(tier, file, monkeypatch):
-    commit = copying.commit
-
     def overtaken(*args, **options):
         claim(tier, run="run7", parent=None, coordinator="a job")
         return commit(*args, **options)
@@ -383,7 +382,7 @@ def test_another_image_under_its_key_is_an_error(tier, file):
     found = source_of(file)
     attempt = copying.claim_step(tier, run="run7", step=100)
     checkpoint = CheckpointId(attempt.attempt, 100)
-    tier.put(names.image_key(ImageId(*dataclasses.astuple(checkpoint), 0)), memoryview(b"something else"))
+    tier.put(names.image_key(ImageId(checkpoint.attempt, checkpoint.step, 0)), memoryview(b"something else"))
     with pytest.raises(CorruptError):
         copying.copy_source(tier, found, plan_images(found, run="run7"), checkpoint, saved_at_s=0)
     assert not read_catalog(tier).committed

@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-import torch.distributed.checkpoint as dcp
 from tests.unit.import_fixtures import bytes_of, copy, source_of, stored_bytes
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from holdfast.errors import CorruptError, UnsupportedValueError, UsageError
 from holdfast.format import plain
@@ -313,7 +313,7 @@ def test_a_copy_loads_into_a_module(tmp_path, tier):
 def save_dcp(path: Path, state: dict[str, Any], **options: Any) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=path, **options)
+        save(state, checkpoint_id=path, **options)
     return path
 
 

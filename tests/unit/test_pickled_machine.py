@@ -6,6 +6,7 @@ import pickle
 import struct
 from collections import Counter, OrderedDict, defaultdict
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from holdfast.format.plain import MAX_DEPTH, Opaque
 
 PROTOCOLS = [2, 3, 4, 5]
 SHARED = [1, "a"]
-VALUES = [
+VALUES: list[Any] = [
     None, True, False, 0, 1, 255, 256, 65535, 65536, -1, 2**31 - 1, -(2**31), 2**31, 2**63, -(2**200), 2**1000,
     0.5, -0.0, math.inf, 5e-324, "", "a", "é\n", "a\ud800", "x" * 70_000, b"", b"\0\xff", b"y" * 70_000,
     [], [1], [1, [2, []]], (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {}, {"a": 1, 2: [3], (4,): None},

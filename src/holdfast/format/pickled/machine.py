@@ -159,7 +159,7 @@ class Machine:
     def check_keys(self, keys: Iterable[Any]) -> None:
         """Look at keys of a dict or members of a set before they are hashed. Raises: CorruptError."""
         for key in keys:
-            kind = type(key)
+            kind: Any = type(key)
             if kind in _SURE_KEYS or (kind is int and -_SURE_INT < key < _SURE_INT):
                 continue
             if kind.__hash__ is object.__hash__:

@@ -105,7 +105,7 @@ def _ordered_dict() -> OrderedDict[Any, Any]:
 
 
 def _default_dict(factory: Any = None) -> defaultdict[Any, Any]:
-    made = factory.value if type(factory) is Meaning else None
+    made: Any = factory.value if type(factory) is Meaning else None
     if factory is not None and made not in FACTORIES:
         raise UnsupportedValueError("a defaultdict of a function has no plain form", hint=SAVE_ANEW)
     return defaultdict(None if factory is None else FACTORIES[made])

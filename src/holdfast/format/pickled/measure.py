@@ -103,8 +103,11 @@ def _size_of_leaves(inner: Collection[Any]) -> int | None:
 
 def _leaf_size(value: Any) -> int:
     kind = type(value)
+    n_bytes: int = 0
     if kind in _LONG:
-        return 1 + len(value) // _THING_BYTES
-    if kind is int:
-        return 1 + value.bit_length() // (8 * _THING_BYTES)
-    return 1 + value.nbytes // _THING_BYTES if kind.__module__ == "numpy" else 1
+        n_bytes = len(value)
+    elif kind is int:
+        n_bytes = value.bit_length() // 8
+    elif kind.__module__ == "numpy":
+        n_bytes = value.nbytes
+    return 1 + n_bytes // _THING_BYTES

@@ -92,7 +92,8 @@ class SourceBytes:
 def _rows(stored: Stored, raw: memoryview) -> memoryview:
     piece, strides = stored.piece, stored.strides or ()
     steps = tuple([step * piece.itemsize for step in strides])
-    view: Any = np.lib.stride_tricks.as_strided(
+    view = np.lib.stride_tricks.as_strided(
         np.frombuffer(raw, np.uint8), (*piece.lengths, piece.itemsize), (*steps, 1), writeable=False
     )
-    return memoryview(np.ascontiguousarray(view).reshape(-1)).cast("B")
+    rows: Any = np.ascontiguousarray(view).reshape(-1)
+    return memoryview(rows)

@@ -378,6 +378,17 @@ def test_a_lost_answer_to_a_publish_is_settled(file):
     assert lost.fired == 1
 
 
+def test_what_a_killed_import_was_writing_goes_with_the_next_one(tier, file, tmp_path):
+    for name in ("0.import7-old", "0.import8-young", "1.job-old"):
+        path = tmp_path / "run7/.tmp" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        if name.endswith("old"):
+            os.utime(path, (0, 0))
+    copy(tier, source_of(file), 100)
+    assert {p.name for p in (tmp_path / "run7/.tmp").iterdir()} == {"0.import8-young", "1.job-old"}
+
+
 def test_another_image_under_its_key_is_an_error(tier, file):
     found = source_of(file)
     attempt = copying.claim_step(tier, run="run7", step=100)

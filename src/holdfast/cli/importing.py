@@ -101,8 +101,10 @@ def _refuse_busy(url: str, settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _opened(url: str, settings: Settings) -> Iterator[Tier]:
+    from holdfast.store.importing.copying import UPLOADER
+
     rule = settings.home_tier
-    tier = open_tier(url, name=rule.name, owner=f"0.import{os.getpid()}", scope=rule.scope)
+    tier = open_tier(url, name=rule.name, owner=f"{UPLOADER}{os.getpid()}", scope=rule.scope)
     try:
         yield Retry(tier)
     finally:

@@ -34,8 +34,10 @@ from holdfast.store.importing.images import ImagePlan
 from holdfast.store.importing.reading import SourceBytes
 from holdfast.store.importing.source import Source, Stored
 from holdfast.store.verify import verify_image
-from holdfast.tiers.contract import Tier, Upload
+from holdfast.tiers.contract import ABANDONED_S, Tier, Upload
 
+UPLOADER = "0.import"
+"""What the owner of an import's uploads begins with."""
 PART_BYTES = 4 * BLOCK_BYTES
 _PARTS_AT_ONCE = 4
 _ZEROS = memoryview(bytes(PART_BYTES))
@@ -83,6 +85,7 @@ def copy_source(
 
     Raises: CorruptError: bytes of the source are not those that were summed; TierError; SupersededError.
     """
+    tier.sweep(owner_prefix=UPLOADER, untouched_s=ABANDONED_S)  # of imports that were killed
     notes = notes_codec.encode(Notes(saved_at_s))
     done: list[tuple[ImageHeader, ImageRecord]] = []
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import psutil
 
 _SHM = Path("/dev/shm")
 _END_S = 10.0
+_DROP_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,27 @@ def sync_file(path: Path) -> None:
 
 
 def forget_cached(path: Path) -> None:
-    """Drop a file's pages from the page cache."""
+    """Drop a file's pages from the page cache. Raises: RuntimeError where they stay: somebody has it mapped."""
     sync_file(path)
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for _ in range(_DROP_TRIES):  # what a core has read just now takes a moment
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if not _is_cached(fd):
+                return
+            gc.collect()
+            time.sleep(0.05)
+        raise RuntimeError(f"{path.name} cannot be dropped from the page cache: somebody has it mapped")
     finally:
         os.close(fd)
+
+
+def _is_cached(fd: int) -> bool:
+    """Whether the page cache has any of the pages looked at, one in 16 MiB."""
+    for offset in range(0, os.fstat(fd).st_size, 16 << 20):
+        try:
+            os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            continue
+        return True
+    return False

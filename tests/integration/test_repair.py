@@ -9,7 +9,8 @@ from tests.integration import processes  # noqa: E402
 from tests.integration.place import Place, due, until  # noqa: E402
 
 import holdfast  # noqa: E402
-from holdfast.errors import HoldfastError  # noqa: E402
+from holdfast.errors import HoldfastError, TierUnavailableError  # noqa: E402
+from holdfast.trainer import direct  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -112,8 +113,13 @@ def test_a_repair_that_fails_is_reported_and_training_goes_on(place, far, config
         alone.load(state, step=2)
 
 
-def test_a_disk_that_cannot_be_read_is_no_bad_copy(place, config, inject):
+def test_a_disk_that_cannot_be_read_is_no_bad_copy(place, config, inject, monkeypatch):
     """EIO says nothing of the bytes: the other copy is used, and nothing is written over."""
+
+    def unreadable(url, **options):
+        raise TierUnavailableError("Input/output error", tier=options["name"])
+
+    monkeypatch.setattr(direct, "open_tier", unreadable)  # for this process; the agent gets real errors
     save_steps(config, 1, 2)
     until(lambda: not processes.agents(place.arena_dir), "memory is freed")
     fault = Fault(AGENT, "os:preadv", do="fail", arg="EIO", below=str(place.home / "images"))

@@ -69,13 +69,18 @@ def executor():
 
 
 @pytest.fixture
-def loads(executor, monkeypatch):
-    """The part under test, on tiers that have two steps of two images each."""
+def manifests():
+    """Two steps of two images each."""
+    return {c: SimpleNamespace(images=(record(0, c), record(1, c))) for c in (OLD, NEW)}
+
+
+@pytest.fixture
+def loads(executor, manifests, monkeypatch):
+    """The part under test, on a tier that has these steps."""
 
     async def in_thread(work, *args):
         return work(*args)
 
-    manifests = {c: SimpleNamespace(images=(record(0, c), record(1, c))) for c in (OLD, NEW)}
     settings = Config.from_url("/data/run7").resolve({})
     host: Any = SimpleNamespace(in_thread=in_thread, settings=settings)
     contents = SimpleNamespace(
@@ -274,3 +279,40 @@ def test_a_load_says_why_it_cannot_be_told_what_is_newest(loads):
     loads._shelf.contents.view = lambda: view
     with pytest.raises(LoadError, match="the claims cannot be read"):
         asyncio.run(loads.loadable(step=None, below=None))
+
+
+# Where a rank may read by itself -------------------------------------------------------------------------------------
+def place(loads, rank=0):
+    return asyncio.run(loads.place(messages.Fetch(NEW, rank))).tier
+
+
+def test_a_rank_may_read_by_itself_what_is_on_a_tier_alone_and_holds_off_its_deletion(loads, executor):
+    assert place(loads) == "posix"
+    assert +executor.loads == Counter({NEW: 1})
+    loads.unpin(0)
+    assert +executor.loads == Counter()
+
+
+def test_what_stands_in_memory_in_part_is_brought_there(loads, executor):
+    executor.in_slots[0] = record(0)
+    assert place(loads) is None
+
+
+def test_what_steps_share_is_brought_into_memory(loads, manifests):
+    shared = ImageRecord(ImageId(1, 10, 0, 1), 4096, 7)
+    manifests[NEW].images = (*manifests[NEW].images, shared)
+    assert place(loads) is None
+
+
+def test_a_tier_with_a_copy_that_was_found_bad_is_none_to_read_from(loads):
+    loads._fetching._bad.add(("posix", record(1).id))
+    assert place(loads) is None
+    loads._fetching.forget()
+    assert place(loads) == "posix"
+
+
+def test_a_rank_that_is_told_of_no_copy_reads_nothing(loads, executor):
+    loads._shelf.contents.view = lambda: View(Standing(Lineage({1: None}), 1))
+    with pytest.raises(LoadError):
+        place(loads)
+    assert +executor.loads == Counter()

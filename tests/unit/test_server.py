@@ -32,7 +32,7 @@ def call():
 
     async def served(method, target, body):
         others = SimpleNamespace(launch=refuse, prepare=defective, claim=refuse, close_rank=refuse, stop=refuse)
-        loading = SimpleNamespace(loadable=refuse, fetch=refuse, unpinned=invalid, bad_image=refuse)
+        loading = SimpleNamespace(loadable=refuse, place=refuse, fetch=refuse, unpinned=invalid, bad_image=refuse)
         agent = SimpleNamespace(
             admission=others,
             dealing=others,

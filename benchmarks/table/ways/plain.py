@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ class TorchSave(Numbered):
     def load(self) -> None:
         mapped = self.job.setting == "best"
         loaded = torch.load(self.target, map_location="cpu", mmap=mapped, weights_only=False)  # written by us, above
+        if mapped:  # torch's own optimizers keep the tensors they are given, and with them the whole file mapped
+            loaded |= {name: copy.deepcopy(part) for name, part in loaded.items() if name.startswith("small")}
         _give_back(self.job, loaded)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterable
 from functools import partial
 
 from holdfast.agent.arena import Arena, Slot
@@ -53,6 +54,10 @@ class Fetching:
     def _places(self, image: ImageId, tiers: list[str]) -> list[str]:
         """Those of the tiers whose copy was not found bad."""
         return [t for t in tiers if (t, image) not in self._bad]
+
+    def is_good(self, tier: str, images: Iterable[ImageId]) -> bool:
+        """Whether no copy there of these images was found bad."""
+        return not any((tier, image) in self._bad for image in images)
 
     def forget(self) -> None:
         """A new launch: it may find good what was bad."""

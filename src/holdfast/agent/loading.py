@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from holdfast.agent.arena import Arena
+from holdfast.agent.contents import View
 from holdfast.agent.executor import Executor
 from holdfast.agent.fetching import Fetching
 from holdfast.agent.host import Host
@@ -121,25 +124,54 @@ class Loading:
             return _Candidate(checkpoint, {r.id: r for r in manifest.images}, tiers)
         raise LoadError("; ".join(errors) or "no copy is left")
 
+    # -- where --------------------------------------------------------------------------------------------------------
+    async def place(self, body: messages.Fetch) -> messages.Place:
+        """The nearest tier from which the rank may read the checkpoint by itself; it counts as loading from now on.
+
+        None where a slot holds an image of it, no tier has good copies of all, or its steps share images: those have to
+        stand in memory, for the next save to compare with.
+
+        Raises: LoadError: no copy is left.
+        """
+        with self._begun(body):
+            candidate, view = await self._found(body.checkpoint)
+            records = set(candidate.images.values())
+            if records & set(self._executor.held().values()) or any(r.id.image for r in records):
+                return messages.Place(None)
+            tier = next((t for t in candidate.tiers if self._fetching.is_good(t, candidate.images)), None)
+            if tier is not None:
+                self._repairing.soon(body.checkpoint, view.wounds.get(body.checkpoint, []))
+            return messages.Place(tier)
+
+    @contextlib.contextmanager
+    def _begun(self, body: messages.Fetch) -> Iterator[None]:
+        """The rank reads this checkpoint, unless this fails."""
+        self._readers.begin(body.rank, body.checkpoint)
+        try:
+            yield
+        except BaseException:
+            if self._readers.reads(body.rank, body.checkpoint):
+                self._readers.end(body.rank)
+            raise
+
+    async def _found(self, checkpoint: CheckpointId) -> tuple[_Candidate, View]:
+        """A checkpoint as it stands now, in memory or on tiers."""
+        # An agent that has just begun looks at its slots first: what it was told to fetch may stand in them.
+        await self._settle(checkpoint)
+        view = await self._host.in_thread(self._shelf.contents.view)
+        return await self._candidate(checkpoint, self._in_memory(), view.committed.get(checkpoint, [])), view
+
     # -- bring --------------------------------------------------------------------------------------------------------
     async def fetch(self, body: messages.Fetch) -> messages.FetchAnswer:
         """Every image of the checkpoint in a verified, pinned slot.
 
         Raises: LoadError naming every copy that was tried; CapacityError.
         """
-        self._readers.begin(body.rank, body.checkpoint)
-        try:
+        with self._begun(body):
             return messages.FetchAnswer(await self._fetch_all(body.checkpoint, body.rank))
-        except BaseException:
-            if self._readers.reads(body.rank, body.checkpoint):
-                self._readers.end(body.rank)
-            raise
 
     async def _fetch_all(self, checkpoint: CheckpointId, rank: int) -> list[messages.FetchedImage]:
-        # An agent that has just begun looks at its slots first: what it was told to fetch may stand in them.
-        await self._settle(checkpoint)
-        view = await self._host.in_thread(self._shelf.contents.view)
-        candidate = await self._candidate(checkpoint, self._in_memory(), view.committed.get(checkpoint, []))
+        candidate, view = await self._found(checkpoint)
         records = [record for _, record in sorted(candidate.images.items())]
         tasks = [
             asyncio.create_task(self._fetching.bring(rank, checkpoint, record, candidate.tiers)) for record in records

@@ -42,6 +42,7 @@ class Server:
         add("POST", "/prepare", self._posted(messages.Prepare, agent.dealing.prepare))
         add("POST", "/attempt", self._posted(messages.ClaimAttempt, agent.ownership.claim))
         add("GET", "/loadable", self.loadable)
+        add("POST", "/place", self._posted(messages.Fetch, agent.loading.place))
         add("POST", "/fetch", self._posted(messages.Fetch, agent.loading.fetch))
         add("POST", "/unpin", self._posted(messages.Unpin, agent.loading.unpinned))
         add("POST", "/bad", self._posted(messages.BadImage, agent.loading.bad_image))

@@ -1,8 +1,9 @@
 """Load: all ranks agree once on the newest loadable step; each copies what it needs, and proves its part on the way.
 
-The node's agent brings images that are only on a tier into slots, reading each byte once; every rank maps the same
-slots. A copy that proves bad is reported to the agent, which finds the next-nearest one, and the state is filled again;
-if none is left, all ranks together take the next older step and say so.
+What is only on a tier is read by the ranks themselves where no two need the same bytes (direct.py). Else the node's
+agent brings images into slots, reading each byte once; every rank maps the same slots. A copy that proves bad is
+reported to the agent, which finds the next-nearest one, and the state is filled again; if none is left, all ranks
+together take the next older step and say so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from holdfast.format.image import block_of, check_block, check_table
 from holdfast.model.identity import CheckpointId
 from holdfast.trainer.apply import LoadPlan, plan_load
 from holdfast.trainer.differences import Differences
+from holdfast.trainer.direct import DirectLoad
 from holdfast.trainer.move import cores
 from holdfast.trainer.ranks import Ranks, Talk
 from holdfast.trainer.saved import Source
@@ -112,6 +114,8 @@ class Loader:
     def _take(self, talk: Talk, checkpoint: CheckpointId, state: dict[str, Any], strict: bool) -> bool:
         """Fill the state from this checkpoint, from the first copies that prove good. False: it cannot be had, and
         `notes` says why."""
+        if self._take_directly(talk, checkpoint, state, strict):
+            return True
         for _ in range(_MAX_TRIES):
             images = self._fetch(talk, checkpoint)
             if images is None:
@@ -126,6 +130,32 @@ class Loader:
                 self._differences = plan.differences
                 return True
         return False
+
+    def _take_directly(self, talk: Talk, checkpoint: CheckpointId, state: dict[str, Any], strict: bool) -> bool:
+        """Fill the state past the arena, where that is the better way. False: it was not, or failed."""
+        places = talk.each(partial(self._place, checkpoint))
+        tier = places[0]
+        if tier is None or any(place != tier for place in places):
+            return False
+        load = DirectLoad(self._session.settings, talk, tier)
+        try:
+            if not load.run(checkpoint, state, strict=strict):
+                return False
+        finally:
+            self._touched |= load.touched
+            self.notes += load.notes
+        self._bytes_by_tier, self._differences = {tier: load.read_bytes}, load.differences
+        return True
+
+    def _place(self, checkpoint: CheckpointId) -> str | None:
+        """The tier from which this rank may read the checkpoint by itself; it is kept there until `unpin`."""
+        where = messages.Fetch(checkpoint, self._session.rank)
+        try:
+            return self._session.tell("/place", where, messages.Place).tier
+        except _NO_ANSWER:
+            raise
+        except HoldfastError:  # the fetch says what is wrong
+            return None
 
     def _fetch(self, talk: Talk, checkpoint: CheckpointId) -> list[messages.FetchedImage] | None:
         """Have the agent bring the images into slots; None when it says that one of them cannot be had."""

@@ -108,6 +108,11 @@ class Filling:
         self._sources = sources
         self._portions = portions
 
+    @property
+    def span_bytes(self) -> int:
+        """How much of the images lies between the first and the last byte of each part that is copied."""
+        return sum(p.stop - p.start for p in self._portions)
+
     def fill(self, *, prove: Collection[int] = (), threads: int = 1) -> dict[int, CorruptError]:
         """Copy into the live tensors, and prove on the way the images that `prove` names by their place in the sources.
 

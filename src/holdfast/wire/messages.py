@@ -6,7 +6,7 @@ import msgspec
 
 from holdfast.model.identity import CheckpointId, ImageId
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Trainer and agent must agree; a trainer that finds another number asks for a fresh agent."""
 
 
@@ -71,6 +71,12 @@ class Fetch(msgspec.Struct, frozen=True):
 
     checkpoint: CheckpointId
     rank: int
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The answer to "may the rank read this checkpoint by itself": the tier that has it. None: have it fetched."""
+
+    tier: str | None
 
 
 class FetchedImage(msgspec.Struct, frozen=True):

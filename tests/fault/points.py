@@ -12,6 +12,7 @@ COPY = "holdfast.trainer.filling:copy"
 FILL = "holdfast.trainer.portions:Filling.fill"
 FINISH = "holdfast.trainer.apply:LoadPlan.finish"
 CHECK = "holdfast.trainer.fill:check_block"
+DIRECT = "holdfast.trainer.direct:DirectLoad"
 FETCHED = "holdfast.trainer.load:Loader._fetch"
 CLAIMING = "holdfast.agent.claiming:Claiming"
 CONTENTS = "holdfast.agent.contents:Contents"
@@ -65,7 +66,15 @@ RESTART_POINTS: Points = {
     "agent tidies": Fault(AGENT, f"{KEEPING}.tidy", "after"),
 }
 
-# Trainer, agent and arena are new: everything comes from the file tier.
+# The same with one rank, which reads by itself.
+DIRECT_POINTS: Points = {
+    "agent says where it stands": Fault(AGENT, f"{LOADING}.place", "after"),
+    "trainer opened the images": Fault(TRAINER, f"{DIRECT}._plan"),
+    "trainer checks a part": Fault(TRAINER, "holdfast.format.blocks:BlockTable.check", "before", 2),
+    "trainer filled by itself": Fault(TRAINER, f"{DIRECT}._fill", "after"),
+}
+
+# Trainers, agent and arena are new: everything comes from the file tier. Both ranks need all of it.
 COLD_POINTS: Points = {
     "agent makes room for an image": Fault(AGENT, f"{FETCHING}._room", "after"),
     "agent reads an image": Fault(AGENT, f"{CONTENTS}.fetch"),
@@ -140,6 +149,7 @@ ALL = {
     "trainer": TRAINER_POINTS,
     "restart": RESTART_POINTS,
     "cold start": COLD_POINTS,
+    "a rank by itself": DIRECT_POINTS,
     "agent": AGENT_POINTS,
     "recycling": RECYCLING_POINTS,
     "promotion": PROMOTION_POINTS,

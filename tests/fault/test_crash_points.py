@@ -47,9 +47,19 @@ def test_killed_while_loading(scene: Scene, name: str):
 @pytest.mark.parametrize("name", points.COLD_POINTS)
 def test_killed_while_loading_from_a_tier(scene: Scene, name: str):
     """As when another node takes the run up: its memory is gone."""
+    scene.job = scene.job_with(world=2)
     scene.finish(steps=4)
     scene.lose_memory()
     fault = inject(scene, points.COLD_POINTS[name])
+    scene.run(steps=3)
+    go_on(scene, fault, memory_lost=[1])
+
+
+@pytest.mark.parametrize("name", points.DIRECT_POINTS)
+def test_killed_while_a_rank_reads_from_a_tier(scene: Scene, name: str):
+    scene.finish(steps=4)
+    scene.lose_memory()
+    fault = inject(scene, points.DIRECT_POINTS[name])
     scene.run(steps=3)
     go_on(scene, fault, memory_lost=[1])
 

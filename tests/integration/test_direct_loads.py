@@ -11,6 +11,7 @@ from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
 from holdfast.errors import DeadlineError, StructureError  # noqa: E402
+from holdfast.tiers import open_tier  # noqa: E402
 from holdfast.trainer import direct  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -31,6 +32,12 @@ def saved(place, *steps):
     until(lambda: not processes.agents(place.arena_dir), "memory is freed")
 
 
+def by_tier(ckpt):
+    """From where the last load had its bytes."""
+    assert ckpt.last_load is not None
+    return ckpt.last_load.bytes_by_tier
+
+
 def is_filled(state, value):
     return bool((state["x"] == value).all() and (state["t"] == value).all() and state["step"] == value)
 
@@ -41,14 +48,14 @@ def test_nothing_passes_through_memory(place):
     with holdfast.Checkpointer(place.url, keep_last=9) as ckpt:
         assert ckpt.load(state) == 1
         assert is_filled(state, 1)
-        assert ckpt.last_load.bytes_by_tier.keys() == {"posix"}
+        assert by_tier(ckpt).keys() == {"posix"}
         [image] = place.images(1, 1)
-        assert ckpt.last_load.bytes_by_tier["posix"] <= image.stat().st_size
+        assert by_tier(ckpt)["posix"] <= image.stat().st_size
         assert ckpt.load(state) == 1
-        assert ckpt.last_load.bytes_by_tier.keys() == {"posix"}, "a fetch would have left it in memory"
+        assert by_tier(ckpt).keys() == {"posix"}, "a fetch would have left it in memory"
         due(ckpt.save(2, state)).wait("durable", timeout_s=60)
         assert ckpt.load(state) == 2
-        assert ckpt.last_load.bytes_by_tier.keys() == {"memory"}
+        assert by_tier(ckpt).keys() == {"memory"}
 
 
 def test_a_flipped_bit_is_not_loaded_but_the_good_copy_of_another_tier(place):
@@ -76,7 +83,7 @@ def test_a_flipped_bit_is_not_loaded_but_the_good_copy_of_another_tier(place):
     with holdfast.Checkpointer(config) as ckpt:
         assert ckpt.load(state) == 1
         assert is_filled(state, 1)
-        assert ckpt.last_load.bytes_by_tier.keys() == {"other"}
+        assert by_tier(ckpt).keys() == {"other"}
 
 
 def test_a_state_that_differs_is_refused_and_untouched_or_taken_as_far_as_it_fits(place):
@@ -89,14 +96,14 @@ def test_a_state_that_differs_is_refused_and_untouched_or_taken_as_far_as_it_fit
         with pytest.warns(RuntimeWarning, match="new"):
             assert ckpt.load(state, strict=False) == 1
         assert is_filled(state, 1)
+        assert ckpt.last_load is not None
         assert [(d.kind, d.path) for d in ckpt.last_load.differences] == [("missing", "new")]
 
 
 def test_a_tier_that_hangs_ends_the_load_in_time(place, monkeypatch):
     saved(place, 1)
     answers = threading.Event()
-    real = direct.open_tier
-    monkeypatch.setattr(direct, "open_tier", lambda *args, **options: answers.wait(60) and real(*args, **options))
+    monkeypatch.setattr(direct, "open_tier", lambda *args, **options: answers.wait(60) and open_tier(*args, **options))
     monkeypatch.setenv("HOLDFAST_LOAD_TIMEOUT_S", "3")
     with holdfast.Checkpointer(place.url) as ckpt:
         with pytest.raises(DeadlineError, match="posix"):

@@ -158,50 +158,140 @@ def test_older_memory_yields_to_a_fetch_that_finds_no_room(executor):
     assert slot.page.state == SlotState.FILLING
 
 
-def test_a_fetch_that_hangs_is_not_waited_for_where_another_tier_has_a_copy(executor, monkeypatch):
-    answers = threading.Event()
-    asked: list[Any] = []
-    rooms: list[Any] = []
+class Sources:
+    """Tiers that answer when they are told to, room for what is read from them, and the fetching under test."""
 
-    def fetch(tier, record, room):
-        asked.append(tier)
-        if tier == "near":
-            answers.wait(60)
-
-    async def room(fetching, size_bytes):
-        page = SimpleNamespace(state=SlotState.FILLING, generation=1)
-        rooms.append(SimpleNamespace(number=len(rooms), page=page, room=lambda n: None))
-        arena.slots[rooms[-1].number] = rooms[-1]
-        return rooms[-1]
-
-    def hold(fetching, rank, slot, record, header, tiers):
-        slot.page.state = SlotState.HELD
-        executor.in_slots[slot.number] = record
-
-    monkeypatch.setattr(Fetching, "_room", room)
-    monkeypatch.setattr(Fetching, "_hold", hold)
-    nobody: Any = None
-    arena: Any = SimpleNamespace(slots={})
-    tiers = SimpleNamespace(fetches=lambda tier: None)  # the pool of the event loop
-    shelf: Any = SimpleNamespace(tiers=tiers, contents=SimpleNamespace(fetch=fetch))
-    repairing: Any = SimpleNamespace(soon=lambda checkpoint, wounds: None)
-    readers = Readers(executor)
-
-    async def load():
-        fetching = Fetching(nobody, executor, arena, shelf, readers, repairing)
+    def __init__(self, executor):
+        self.executor = executor
+        self.asked: list[str] = []
+        self.errors: dict[str, LoadError] = {}
+        self.answers = {tier: threading.Event() for tier in ("near", "far", "third")}
+        self.rooms: list[Any] = []
+        self.has_room = asyncio.Event()
+        self.has_room.set()
+        self.slots: dict[int, Any] = {}
+        readers = Readers(executor)
         readers.begin(0, NEW)
-        first = asyncio.create_task(fetching.bring(0, NEW, record(0), ["near", "far"]))
-        while not asked:
-            await asyncio.sleep(0.01)
-        both = (fetching.bring(0, NEW, record(0), ["far"]) for _ in range(2))
-        second, third = await asyncio.wait_for(asyncio.gather(*both), 30)
-        answers.set()
+        host: Any = SimpleNamespace(reported=lambda error: None)
+        arena: Any = SimpleNamespace(slots=self.slots)
+        tiers = SimpleNamespace(fetches=lambda tier: None)  # the pool of the event loop
+        shelf: Any = SimpleNamespace(tiers=tiers, contents=SimpleNamespace(fetch=self.fetch))
+        repairing: Any = SimpleNamespace(soon=lambda checkpoint, wounds: None)
+        self.fetching = Fetching(host, executor, arena, shelf, readers, repairing)
+
+    def fetch(self, tier, record, room):
+        self.asked.append(tier)
+        assert self.answers[tier].wait(60)
+        if tier in self.errors:
+            raise self.errors[tier]
+
+    async def room(self, size_bytes):
+        slot = SimpleNamespace(number=len(self.rooms), room=lambda n: None)
+        slot.page = SimpleNamespace(state=SlotState.FILLING, generation=1)
+        self.rooms.append(slot)
+        self.slots[slot.number] = slot
+        await self.has_room.wait()
+        return slot
+
+    def hold(self, rank, slot, record, *more):
+        slot.page.state = SlotState.HELD
+        self.executor.in_slots[slot.number] = record
+
+    def bring(self, *tiers):
+        return asyncio.create_task(self.fetching.bring(0, NEW, record(0), list(tiers)))
+
+    async def until(self, found):
+        deadline = asyncio.get_running_loop().time() + 30
+        while not found():
+            assert asyncio.get_running_loop().time() < deadline, (self.asked, self.rooms)
+            await asyncio.sleep(0.005)
+
+    def states(self):
+        return [slot.page.state for slot in self.rooms]
+
+
+@pytest.fixture
+def sources(executor, monkeypatch):
+    made = Sources(executor)
+    monkeypatch.setattr(Fetching, "_room", lambda fetching, size_bytes: made.room(size_bytes))
+    monkeypatch.setattr(Fetching, "_hold", lambda fetching, *args: made.hold(*args))
+    return made
+
+
+def test_a_fetch_that_hangs_is_not_waited_for_where_another_tier_has_a_copy(sources):
+    async def load():
+        first = sources.bring("near", "far")
+        await sources.until(lambda: sources.asked == ["near"])
+        sources.answers["far"].set()
+        others = [sources.bring("far") for _ in range(2)]
+        second, third = await asyncio.wait_for(asyncio.gather(*others), 30)
+        sources.answers["near"].set()
         return second, third, await asyncio.wait_for(first, 30)
 
     second, third, first = asyncio.run(load())
-    assert (asked, second.source, third.source) == (["near", "far"], "far", "far")
+    assert (sources.asked, second.source, third.source) == (["near", "far"], "far", "far")
     assert (first.slot, second.slot) == (1, 1), "what came late is not held besides"
-    assert [r.page.state for r in rooms] == [SlotState.FREE, SlotState.HELD]
+    assert sources.states() == [SlotState.FREE, SlotState.HELD]
+
+
+def test_a_fetch_that_hung_and_fails_reads_nothing_beside_the_one_begun_meanwhile(sources):
+    sources.errors["near"] = LoadError("sick")
+
+    async def load():
+        first = sources.bring("near", "far")
+        await sources.until(lambda: sources.asked == ["near"])
+        second = sources.bring("far")
+        await sources.until(lambda: sources.asked == ["near", "far"])
+        sources.answers["near"].set()
+        await sources.until(lambda: SlotState.FREE in sources.states())
+        third = sources.bring("far")
+        await asyncio.sleep(0)
+        sources.answers["far"].set()
+        return await asyncio.wait_for(asyncio.gather(first, second, third), 30)
+
+    assert [image.slot for image in asyncio.run(load())] == [1, 1, 1]
+    assert sources.asked == ["near", "far"]
+    assert sources.states() == [SlotState.FREE, SlotState.HELD, SlotState.FREE]
+
+
+def test_a_fetch_that_waits_for_room_yields_to_one_begun_meanwhile(sources):
+    sources.errors["near"] = LoadError("sick")
+
+    async def load():
+        first = sources.bring("near", "third")
+        await sources.until(lambda: sources.asked == ["near"])
+        sources.has_room.clear()
+        sources.answers["near"].set()
+        await sources.until(lambda: len(sources.rooms) == 2)
+        second = sources.bring("far")
+        await sources.until(lambda: len(sources.rooms) == 3)
+        for tier in ("far", "third"):
+            sources.answers[tier].set()
+        sources.has_room.set()
+        return await asyncio.wait_for(asyncio.gather(first, second), 30)
+
+    assert [image.slot for image in asyncio.run(load())] == [2, 2]
+    assert sources.asked == ["near", "far"]
+
+
+def test_where_both_fail_what_is_left_is_read_by_a_third(sources):
+    sources.errors.update(near=LoadError("sick"), far=LoadError("sick, too"))
+
+    async def load():
+        first = sources.bring("near", "third")
+        await sources.until(lambda: sources.asked == ["near"])
+        second = sources.bring("far")
+        await sources.until(lambda: sources.asked == ["near", "far"])
+        sources.answers["near"].set()
+        await sources.until(lambda: SlotState.FREE in sources.states())
+        for tier in ("far", "third"):
+            sources.answers[tier].set()
+        with pytest.raises(LoadError, match="sick, too"):
+            await asyncio.wait_for(second, 30)
+        return await asyncio.wait_for(first, 30)
+
+    assert asyncio.run(load()).source == "third"
+    assert sources.asked == ["near", "far", "third"]
 
 
 # What a launch stands on ----------------------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ class Fetching:
         self._process = os.getpid(), process_start(os.getpid())
         self._bad: set[tuple[str, ImageId]] = set()
         self._fetching: dict[ImageId, asyncio.Task[str]] = {}
-        self._reading: dict[ImageId, str] = {}
-        """Per image that is fetched the tier it is read from just now."""
+        self._reading: dict[asyncio.Task[str], str] = {}
+        """Per fetch the tier it reads from just now. Of an image there are two while a tier hangs."""
 
     def _places(self, image: ImageId, tiers: list[str]) -> list[str]:
         """Those of the tiers whose copy was not found bad."""
@@ -83,18 +83,18 @@ class Fetching:
             if not self._is_fetched(record.id, tiers):
                 task = asyncio.create_task(self._fetch(rank, checkpoint, record, tiers))
                 self._fetching[record.id] = task
-                self._reading.pop(record.id, None)
                 task.add_done_callback(partial(self._fetched, record.id))
             source = await asyncio.shield(self._fetching[record.id])
 
     def _is_fetched(self, image: ImageId, tiers: list[str]) -> bool:
         """Whether a fetch is worth waiting for: one from a tier that could not be listed since may hang for ever."""
-        return image in self._fetching and (image not in self._reading or self._reading[image] in tiers)
+        task = self._fetching.get(image)
+        return task is not None and (task not in self._reading or self._reading[task] in tiers)
 
     def _fetched(self, image: ImageId, task: asyncio.Task[str]) -> None:
+        self._reading.pop(task, None)
         if self._fetching.get(image) is task:
             del self._fetching[image]
-            self._reading.pop(image, None)
         if not task.cancelled():
             task.exception()  # else asyncio complains where nobody waits for it any more
 
@@ -102,9 +102,14 @@ class Fetching:
         """Bring an image into a slot from the nearest tier that gives it whole; the tier's name."""
         errors: list[str] = []
         wounds: list[Wound] = []
+        task = self._fetching[record.id]  # this one: it is there before it begins
         for tier in self._places(record.id, tiers):
             slot = await self._room(record.size_bytes)
-            self._reading[record.id] = tier
+            if (other := self._fetching.get(record.id, task)) is not task:
+                slot.page.state = SlotState.FREE
+                await asyncio.wait({other})  # begun while this one hung; if that fails, too, one begins anew
+                return tier
+            self._reading[task] = tier
             try:
                 header = await asyncio.get_running_loop().run_in_executor(
                     self._shelf.tiers.fetches(tier),

@@ -684,3 +684,16 @@ def test_a_root_that_has_gone_is_not_one_without_objects(tier, lose, prefix):
     lose(Path(tier.root))
     with pytest.raises(TierError, match="removed or unmounted"):
         list(tier.list(prefix))
+
+
+@pytest.mark.parametrize("lose", [_removed, _another, _a_file])
+def test_a_root_that_goes_while_it_is_listed_is_not_one_with_fewer_objects(tier, lose):
+    for key in ("a/1", "b/1"):
+        tier.put(key, memoryview(b"x"))
+    if lose is _another and tier.mount.type.startswith(("fuse", "overlay")):
+        pytest.skip("inodes tell nothing there")
+    listing = tier.list("")
+    assert next(listing).key == "a/1"
+    lose(Path(tier.root))
+    with pytest.raises(TierError, match="removed or unmounted"):
+        list(listing)

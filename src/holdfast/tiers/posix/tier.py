@@ -162,6 +162,7 @@ class PosixTier:
         with translated(self.name, prefix, self.root):
             self._require_root(prefix)
             yield from (ObjectInfo(*found) for found in walk(self.root, prefix))
+            self._require_root(prefix)  # gone meanwhile, it looks like one without objects
 
     def delete(self, key: str) -> None:
         """Remove the file, or keep it for an upload under no name of its own; then directories that became empty.

@@ -57,3 +57,23 @@ def test_errors_and_answers_are_those_of_the_tier(patience):
     with pytest.raises(TierUnavailableError):
         tier.size("a/b")
     answers.set()
+
+
+@pytest.mark.parametrize("answer", ["at last", NotFoundError("gone")])
+def test_what_comes_too_late_is_passed_on_and_an_error_is_not(patience, answer):
+    answers = threading.Event()
+    late: list[str] = []
+
+    def hang():
+        answers.wait(30)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patience.look(lambda: "in time", 30.0, late=late.append) == "in time"
+    with pytest.raises(TierUnavailableError):
+        patience.look(hang, 0.05, late=late.append)
+    assert not late
+    answers.set()
+    patience.close()
+    assert late == ([] if isinstance(answer, Exception) else ["at last"])

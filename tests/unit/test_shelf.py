@@ -290,6 +290,22 @@ def test_a_launch_that_needs_a_tier_that_hangs_is_refused_in_time(slow, shelves,
     slow.set()
 
 
+def test_a_tier_that_opens_too_late_for_a_launch_is_closed(slow, shelves, tmp_path, monkeypatch):
+    shelf, close, closed = shelves("arena"), PosixTier.close, threading.Event()
+
+    def noted(tier):
+        close(tier)
+        if tier.root.endswith("/slow"):
+            closed.set()
+
+    monkeypatch.setattr(PosixTier, "close", noted)
+    with pytest.raises(TierUnavailableError, match="did not answer within"):
+        shelf.tiers.open_for(with_another(tmp_path, "slow"))
+    assert not closed.is_set()
+    slow.set()
+    assert closed.wait(30)
+
+
 def test_a_tier_that_hangs_as_a_launch_begins_is_not_taken_for_replaced(slow, shelves, monkeypatch):
     shelf = shelves("arena")
     monkeypatch.setattr(PosixTier, "stands", lambda self: slow.wait(30))

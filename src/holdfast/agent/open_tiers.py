@@ -74,13 +74,13 @@ class OpenTiers:
         """What a launch needs that is not open: tiers that are new, stand elsewhere now, or lost their directory and
         begin anew. Each within the time a look may take.
 
-        Raises: ConfigError, TierError; nothing is left open then.
+        Raises: ConfigError, TierError; nothing is left open then, nor what opens too late.
         """
         opened: dict[TierRule, Throttle] = {}
         try:
             for rule in settings.beyond_memory:
                 if self._urls.get(rule.name) != rule.url or self._was_replaced(rule):
-                    opened[rule] = self._in_time(rule, partial(self._open, rule))
+                    opened[rule] = self._in_time(rule, partial(self._open, rule), late=Throttle.close)
         except HoldfastError:
             for tier in opened.values():
                 tier.close()
@@ -107,9 +107,9 @@ class OpenTiers:
         except (OSError, TierUnavailableError):  # sick, not replaced: that is for the calls that use it
             return False
 
-    def _in_time(self, rule: TierRule, call: Callable[[], T]) -> T:
+    def _in_time(self, rule: TierRule, call: Callable[[], T], late: Callable[[T], None] | None = None) -> T:
         """`call()`, for as long as a look may take when an agent starts. Raises: TierUnavailableError when it hangs."""
-        return self._look_of(rule.name, rule.url).look(call, self.start_look_s)
+        return self._look_of(rule.name, rule.url).look(call, self.start_look_s, late=late)
 
     def _look_of(self, name: str, url: str) -> Patience:
         known = self._looks.get((name, url))

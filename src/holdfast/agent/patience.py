@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import Any, TypeVar
 
 from holdfast.errors import TierUnavailableError
@@ -28,8 +29,8 @@ class Patience:
         self._hangs: Future[Any] | None = None
         self._lock = threading.Lock()
 
-    def look(self, call: Callable[[], T], limit_s: float) -> T:
-        """`call()`, for so long. Must not be used within `call`.
+    def look(self, call: Callable[[], T], limit_s: float, *, late: Callable[[T], None] | None = None) -> T:
+        """`call()`, for so long; what it returns after that is given to `late`. Must not be used within `call`.
 
         Raises: TierUnavailableError when it hangs, or another that did still does; the thread is left to it.
         """
@@ -42,6 +43,8 @@ class Patience:
         except FutureTimeoutError:  # another class than TimeoutError before Python 3.11
             with self._lock:
                 self._hangs = future
+            if late is not None:
+                future.add_done_callback(partial(_pass_on, late))
             raise self._error(f"did not answer within {limit_s:g} s") from None
 
     def _error(self, text: str) -> TierUnavailableError:
@@ -50,6 +53,11 @@ class Patience:
     def close(self) -> None:
         """Wait for what still runs."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pass_on(late: Callable[[T], None], future: Future[T]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        late(future.result())
 
 
 class PatientTier(WrappedTier):

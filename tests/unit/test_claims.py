@@ -151,9 +151,23 @@ def test_a_claim_on_nothing_tells_what_it_leaves(shelf):
     assert shelf.claiming.claim(None, "here", 0).left == CheckpointId(1, 20), "of those that are whole"
 
 
+class AskedFor:
+    """The lock that a claim holds until it is answered: whoever waits for it has the answer come."""
+
+    def __init__(self, lock, answers):
+        self.lock, self.answers = lock, answers
+
+    def acquire(self, timeout):
+        self.answers.set()
+        return self.lock.acquire(timeout=timeout)
+
+    def release(self):
+        self.lock.release()
+
+
 @pytest.fixture
 def slow_claim(shelf):
-    """The home shows a claim before it has answered the claimant, as a slow disk does; claimed in a thread."""
+    """The home shows a claim before it answers the claimant, as a slow disk does; claimed in a thread."""
     seen, answers = threading.Event(), threading.Event()
 
     class Slow(Faults):
@@ -168,7 +182,7 @@ def slow_claim(shelf):
     claimant = threading.Thread(target=shelf.claiming.claim, args=(CheckpointId(1, 10), "here", 0))
     claimant.start()
     assert seen.wait(30)
-    threading.Timer(0.3, answers.set).start()
+    shelf.claiming._claim_lock = AskedFor(shelf.claiming._claim_lock, answers)
     yield shelf
     answers.set()
     claimant.join(30)

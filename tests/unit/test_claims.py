@@ -206,6 +206,14 @@ def test_a_claim_of_ours_that_is_under_way_is_no_successor(slow_claim):
         slow_claim.keeping.commit("home", CheckpointId(2, 20), ())
 
 
+def test_an_attempt_found_again_takes_nothing_from_one_that_is_claimed_meanwhile(slow_claim):
+    assert slow_claim.claiming.owner == 1
+    slow_claim.claiming.own_again(1)
+    assert slow_claim.claiming.owner == 2, "it was waited for"
+    slow_claim.claiming.own_again(1)
+    assert slow_claim.claiming.owner == 2
+
+
 def test_steps_are_listed_though_it_is_not_known_which_attempt_counts(shelf):
     away(shelf.tiers["home"])
     view = shelf.contents.view()

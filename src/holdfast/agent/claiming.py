@@ -79,6 +79,14 @@ class Claiming:
         with self._no_claim_under_way():  # one of ours that was listed is known by then
             return highest if highest > self.owner else 0
 
+    def own_again(self, attempt: int) -> None:
+        """Act in the name of an attempt that this arena claimed before, unless a later one is ours meanwhile.
+
+        Raises: see `in_our_name`.
+        """
+        with self._no_claim_under_way():
+            self.owner = max(self.owner, attempt)
+
     @contextlib.contextmanager
     def _no_claim_under_way(self) -> Iterator[None]:
         limit_s = self._tiers.settings.call_timeout_s

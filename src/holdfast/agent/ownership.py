@@ -60,6 +60,8 @@ class Ownership:
             lineage, highest = await self._host.in_thread(self._shelf.claiming.lineage)
             if highest > own:
                 highest = await self._host.in_thread(self._shelf.claiming.successor)
+            if highest == own:
+                await self._host.in_thread(self._shelf.claiming.own_again, own)
         except HoldfastError as e:
             self._host.reported(e.to_dict())
             return False
@@ -73,7 +75,6 @@ class Ownership:
         if highest > own:
             self._superseded(highest)
             return True
-        self._shelf.claiming.owner = own
         self._executor.tell_run(events.AttemptOwned(own, lineage))
         self._host.later(self._catch_up())
         return True

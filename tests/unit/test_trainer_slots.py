@@ -90,6 +90,42 @@ def test_what_is_unmapped_is_counted_for_whoever_keeps_views_of_it(slots):
     assert slots.unmapped == 2
 
 
+@pytest.fixture
+def held_up(slots):
+    """Two slots were dealt, and the thread that faults them is held up in the first, until the event is set."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def lock(buffer):
+        begun.set()
+        assert go_on.wait(30)
+        return lambda: None
+
+    slots.page_lock = lock
+    slots.dealt([0, 1], PAGE_BYTES)
+    assert begun.wait(30)
+    yield go_on
+    go_on.set()
+
+
+def test_a_slot_that_is_no_longer_ours_is_unmapped_while_another_is_faulted(slots, held_up):
+    other = slots.slot(1)
+    slots.dealt([0], PAGE_BYTES)
+    assert not slots.has(other)
+    assert slots.unmapped == 1
+
+
+def test_a_slot_that_is_faulted_as_it_is_lost_is_unmapped_with_the_next_save(slots, held_up):
+    lost = slots.slot(0)
+    slots.dealt([1], PAGE_BYTES)
+    assert slots.has(lost), "a thread writes to it"
+    held_up.set()
+    wait_for(slots)
+    slots._session.page = SimpleNamespace(start=1)
+    assert slots.take(7, PAGE_BYTES).number == 1
+    assert not slots.has(lost)
+    assert slots.unmapped == 1
+
+
 class AtTheEnd:
     """A lock that holds its thread up where that has found nothing more to do."""
 

@@ -78,6 +78,9 @@ class Slots:
         self._asked_bytes = (-1, -1)
         self._mapping = threading.Lock()
         self._faulting: threading.Thread | None = None
+        self._busy: int | None = None
+        """The slot that is faulted just now."""
+        self._owes_drop = False
         self._closing = threading.Event()
         self._fault_error: HoldfastError | None = None
         self.page_lock: Callable[[memoryview], Callable[[], None]] | None = None
@@ -91,8 +94,8 @@ class Slots:
         with self._mapping:
             self._mine, self._asked_bytes = numbers, (image_bytes, shared_bytes)
             self._fault_error = None
+            self._drop_others()
             if self._faulting is None:  # else it goes on with these
-                self._drop_others()
                 thread = threading.Thread(target=self._fault, name="holdfast-fault", daemon=True)
                 thread.start()
                 self._faulting = thread
@@ -102,16 +105,16 @@ class Slots:
         while True:
             with self._mapping:
                 mine = self._mine
-                number = next((n for n in mine if not self._is_faulted(n)), None)
+                number = self._busy = next((n for n in mine if not self._is_faulted(n)), None)
                 if number is None or self._closing.is_set():
-                    self._faulting = None  # with the lock: what is dealt from now on gets another thread
+                    self._faulting = self._busy = None  # with the lock: what is dealt from now on gets another thread
                     return
             try:
                 self._fault_one(number)
             except Exception as e:
                 with self._mapping:
                     if mine is self._mine:  # else the agent may have removed a slot that it no longer deals
-                        self._fault_error, self._faulting = _as_ours(number, e), None
+                        self._fault_error, self._faulting, self._busy = _as_ours(number, e), None, None
                         return
 
     def _fault_one(self, number: int) -> None:
@@ -146,9 +149,10 @@ class Slots:
             return self._slots[number]
 
     def _drop_others(self) -> None:
-        """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so. With
-        the lock."""
-        others = self._slots.keys() - set(self._mine)
+        """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so. What
+        is faulted just now goes with the next save. With the lock."""
+        others = self._slots.keys() - {*self._mine, self._busy}
+        self._owes_drop = self._busy is not None and self._busy not in self._mine
         for number in others:
             self._slots.pop(number).let_go()
         self.unmapped += bool(others)
@@ -173,6 +177,9 @@ class Slots:
 
         Raises: CapacityError when the image outgrew every slot and no larger one fits.
         """
+        if self._owes_drop:
+            with self._mapping:
+                self._drop_others()
         slot = self._free(image_bytes, image)
         if slot is None:
             self._grow(image_bytes, image)

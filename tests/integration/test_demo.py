@@ -15,6 +15,9 @@ pytestmark = pytest.mark.torch
 @pytest.mark.timeout(300)
 def test_a_killed_run_has_the_losses_of_an_undisturbed_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     code = main(["demo", "--json", f"--steps={LEAST_STEPS}", "--out=here"])  # relative, as a person says it
     told = json.loads(capsys.readouterr().out)
     assert (code, told["surprises"]) == (0, [])
@@ -29,3 +32,4 @@ def test_a_killed_run_has_the_losses_of_an_undisturbed_one(tmp_path, capsys, mon
     assert told["stall_s"]["count"] > 0
     assert Path(told["page"]).read_text().startswith("<!doctype html>")
     assert [path.name for path in Path("here").iterdir()] == ["holdfast-demo.html"]
+    assert not list(temporary.glob("torchelastic_*"))

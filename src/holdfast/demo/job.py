@@ -22,12 +22,13 @@ def start(arguments: Iterable[str], *, restarts: int, output: Path, memory: Path
 
     Args:
         restarts: how often torchrun may start all ranks again when one died.
-        output: where everything the processes print goes.
+        output: where everything the processes print goes; torchrun's own directory is made beside it.
         memory: the directory for the job's shared memory. All its processes carry the path in their environment, by
             which they are found again whoever their parents are.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    launcher += ["--log-dir", str(output.parent / "torchrun")]  # else in a directory that stays in /tmp
     with output.open("ab") as out:
         return subprocess.Popen(
             [*launcher, "-m", "holdfast.demo.worker", *arguments],

@@ -34,9 +34,9 @@ def zygote() -> Iterator[Zygote]:
 def place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, zygote: Zygote
 ) -> Iterator[Place]:
-    """An arena directory in shared memory and a home on disk that no other test knows; its agents are ended after.
+    """An arena directory in shared memory and a home on disk that no other test knows; its processes are ended after.
 
-    They are forked, but for those of tests that are marked `started_agents` and those that have faults.
+    Agents are forked, but for those of tests that are marked `started_agents` and those that have faults.
     """
     arena_dir = Path(tempfile.mkdtemp(prefix=f"holdfast-test-{os.getpid()}-", dir="/dev/shm"))
     monkeypatch.setenv("HOLDFAST_ARENA_DIR", str(arena_dir))
@@ -49,8 +49,10 @@ def place(
     if not request.node.get_closest_marker("started_agents"):
         monkeypatch.setenv(spawning.VARIABLE, zygote.socket)
     spawning.install_here(monkeypatch.setattr)
+    monkeypatch.setattr(processes, "meeting_dir", tmp_path)
     made = Place(tmp_path / "run", arena_dir)
     yield made
+    processes.end_ranks()
     processes.end_agents(arena_dir)
     shutil.rmtree(arena_dir, ignore_errors=True)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
+import tempfile
 import time
 import traceback
 import uuid
@@ -33,6 +35,10 @@ _PRELOAD = [
 
 _STUCK_S = 45.0
 """Then a rank shows where it stands: below the limit of `results`."""
+_PR_SET_PDEATHSIG = 1
+
+meeting_dir = Path(tempfile.gettempdir())
+"""Where ranks leave a file by which they find each other. Each test has a directory of its own."""
 
 
 def start_forker() -> multiprocessing.context.ForkServerContext:
@@ -52,9 +58,9 @@ class Outcome:
     exit_code: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Ranks:
-    """Processes under way. Every one is ended by `results` or `end`, by its own id."""
+    """Processes under way. Every one is ended by `results` or `end`, by its own id, or else with its test."""
 
     rendezvous: Path
     processes: list[Any]
@@ -118,6 +124,17 @@ class Ranks:
         for pipe in self.pipes:
             pipe.close()
         self.rendezvous.unlink(missing_ok=True)
+        if self in _under_way:
+            _under_way.remove(self)
+
+
+_under_way: list[Ranks] = []
+
+
+def end_ranks() -> None:
+    """Kill those that a test left when it failed."""
+    for ranks in list(_under_way):
+        ranks.end()
 
 
 def start(
@@ -130,7 +147,8 @@ def start(
     **kwargs: Any,
 ) -> Ranks:
     """Fork `world_size` ranks, each of which calls `job(tell, *args, **kwargs)` with torch.distributed ready."""
-    ranks = Ranks(Path(f"/tmp/holdfast-rendezvous-{uuid.uuid4().hex}"), [], [])
+    ranks = Ranks(meeting_dir / f"rendezvous-{uuid.uuid4().hex}", [], [])
+    _under_way.append(ranks)
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=True)
         settings = _settings() | (env or {})
@@ -165,6 +183,7 @@ def _run(pipe: Connection, task: _Task) -> None:
     import torch
     import torch.distributed as dist
 
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the forker ends with the session, however that ends
     os.environ.update(task.settings)
     spawning.install_here()
     signal.signal(signal.SIGINT, signal.SIG_DFL)

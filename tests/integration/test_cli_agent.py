@@ -10,8 +10,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
+from tests.integration import processes
 
 from holdfast.cli import main
 from holdfast.cli.arenas import arena_of
@@ -26,25 +28,34 @@ START_S = 30.0
 
 @pytest.fixture
 def home(monkeypatch) -> Iterator[Path]:
-    """A home, and an arena directory beside it whose path is short enough for a socket."""
+    """A home, and an arena directory beside it whose path is short enough for a socket; its agents are ended after."""
     with tempfile.TemporaryDirectory(prefix="hf-", dir="/tmp") as directory:
         monkeypatch.setenv("HOLDFAST_ARENA_DIR", directory)
         home = Path(directory, "run7")
         open_tier(f"file://{home}", name="posix", owner="1.test").close()
-        yield home
+        try:
+            yield home
+        finally:
+            processes.end_agents(Path(directory))
 
 
 @contextlib.contextmanager
 def foreground(*args: object) -> Iterator[subprocess.Popen[bytes]]:
     """`holdfast agent ...` in a process of its own; ended with an interrupt, as a person would."""
-    agent = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "agent", *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
+    with running([sys.executable, "-c", PROGRAM, "agent", *map(str, args)], subprocess.DEVNULL) as agent:
         yield agent
-    finally:
         agent.send_signal(signal.SIGINT)
         agent.wait(START_S)
+
+
+@contextlib.contextmanager
+def running(command: list[str], stderr: int | IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process; killed if it still runs at the end."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(arena: Path) -> None:
@@ -130,7 +141,7 @@ def test_an_agent_whose_home_has_gone_says_so_and_keeps_its_arena(home, run, tmp
     config = (arena / "config.json").read_text()
     (arena / "config.json").write_text(config.replace(str(home), f"{home}/gone/run7"))
     command = [sys.executable, "-c", PROGRAM, "agent", "--arena", str(arena)]
-    with (tmp_path / "said").open("w") as out, subprocess.Popen(command, stderr=out) as agent:
+    with (tmp_path / "said").open("w") as out, running(command, out) as agent:
         wait_for(arena)  # it keeps what is in memory, and uses the tier when it can
         agent.terminate()
         assert agent.wait(START_S) == 0

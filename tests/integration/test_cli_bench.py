@@ -1,5 +1,6 @@
 """`holdfast bench` as a process: what it prints and keeps, and what it leaves when it is ended, at a living run."""
 
+import contextlib
 import json
 import os
 import signal
@@ -28,9 +29,19 @@ def state(tmp_path, monkeypatch) -> Path:
     return tmp_path / "state" / "holdfast" / "tiers"
 
 
-def start(*arguments: str, first: str = "") -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", f"{first}\n{CODE}", "bench", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start():
+    """Starts `holdfast bench`; what still runs when the test ends, is ended."""
+    with contextlib.ExitStack() as started:
+
+        def call(*arguments: str, first: str = "") -> "subprocess.Popen[str]":
+            command = [sys.executable, "-c", f"{first}\n{CODE}", "bench", *arguments]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started.enter_context(process)
+            started.callback(process.kill)
+            return process
+
+        yield call
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
@@ -49,7 +60,7 @@ def await_objects(home: Path) -> None:
         time.sleep(0.01)
 
 
-def test_it_prints_a_table_keeps_figures_and_removes_the_directory_it_made(place, state):
+def test_it_prints_a_table_keeps_figures_and_removes_the_directory_it_made(place, state, start):
     code, out, err = finish(start(str(place.home), "--seconds", "1", "--space", "20 MiB"))
     assert code == 0, err
     assert out.split()[:6] == ["OBJECT", "CALLS", "WRITE", "READ", "PUBLISH", "SAMPLES"]
@@ -63,7 +74,7 @@ def test_it_prints_a_table_keeps_figures_and_removes_the_directory_it_made(place
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_and_nothing_is_left(place, state, number, code):
+def test_a_signal_ends_it_and_nothing_is_left(place, state, start, number, code):
     place.home.mkdir()
     process = start(str(place.home), "--seconds", "60", "--space", "40 MiB")
     await_objects(place.home)
@@ -74,7 +85,7 @@ def test_a_signal_ends_it_and_nothing_is_left(place, state, number, code):
     assert not state.exists()
 
 
-def test_a_signal_as_an_upload_begins_leaves_nothing_either(place, state, inject):
+def test_a_signal_as_an_upload_begins_leaves_nothing_either(place, state, start, inject):
     """Its file is there, and nobody knows of it yet."""
     place.home.mkdir()
     fired = inject(Fault(COMMAND, "holdfast.tiers.posix.upload:reserve", do="pause", arg="/nonexistent", nth=9))
@@ -87,7 +98,7 @@ def test_a_signal_as_an_upload_begins_leaves_nothing_either(place, state, inject
     assert files(place.home) == []
 
 
-def test_what_kill_9_left_is_removed_by_the_next_beside_a_run_that_is_not_touched(place, state):
+def test_what_kill_9_left_is_removed_by_the_next_beside_a_run_that_is_not_touched(place, state, start):
     images = place.home / "images" / "00000001" / "000000000001"
     images.mkdir(parents=True)
     (images / "00000-0.safetensors").write_bytes(b"a run's")
@@ -106,7 +117,7 @@ def test_what_kill_9_left_is_removed_by_the_next_beside_a_run_that_is_not_touche
     assert {b["direction"] for b in document["bandwidth"]} == {"write", "read"}
 
 
-def test_more_than_is_free_is_refused_and_a_missing_parent_too(place, state):
+def test_more_than_is_free_is_refused_and_a_missing_parent_too(place, state, start):
     code, out, err = finish(start(str(place.home), "--space", "900 TiB", "--json"))
     assert code == 52, err
     assert json.loads(out)["kind"] == "tier-full"

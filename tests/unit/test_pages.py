@@ -87,11 +87,10 @@ def test_what_the_kernel_refuses_is_an_error_of_ours_and_leaves_no_file(
 def test_a_process_is_alive_by_pid_and_start_and_a_zombie_is_not() -> None:
     assert process_alive(os.getpid(), process_start(os.getpid()))
     assert not process_alive(os.getpid(), process_start(os.getpid()) + 1)
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    start = process_start(child.pid)
-    assert process_alive(child.pid, start)
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert not process_alive(child.pid, start)
-    child.communicate()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:  # it ends when that does
+        start = process_start(child.pid)
+        assert process_alive(child.pid, start)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not process_alive(child.pid, start)
     assert process_start(child.pid) == 0

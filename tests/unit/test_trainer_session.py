@@ -63,7 +63,8 @@ def agent(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, lambda _: made)
     monkeypatch.setattr(module, "spawn_agent", lambda _: None)
     monkeypatch.setattr(ties, "Attachment", Attachment)
-    return made
+    yield made
+    made.open.set()
 
 
 @pytest.fixture

@@ -79,8 +79,11 @@ class Zygote:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10.0)
-        self._process.stdout.close()
+        try:
+            self._process.wait(30.0)
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
         shutil.rmtree(self._directory)
 
     def _ask(self, request: dict[str, Any]) -> None:
@@ -131,7 +134,7 @@ class Trainer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
             if number == signal.SIGKILL:
-                self.wait(10.0)
+                self.wait(30.0)
 
     def wait(self, limit_s: float) -> int:
         """Its exit code. Raises: Violation when it does not end."""
@@ -167,7 +170,7 @@ def kill_all(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    end = time.monotonic() + 10.0
+    end = time.monotonic() + 30.0
     while any(_alive(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(_POLL_S)
 

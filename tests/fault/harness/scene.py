@@ -49,6 +49,7 @@ class Scene:
         self._events: list[Event] = []
         self._log_read = 0
         self.trainers: list[Trainer] = []
+        self._forked: list[Trainer] = []
         self.inject()
 
     # -- faults -------------------------------------------------------------------------------------------------------
@@ -87,7 +88,9 @@ class Scene:
             **job.environ,
         }
         out = self.directory / f"out-{job.life}-{job.rank}"
-        return Trainer(self._zygote, self._zygote.fork(dataclasses.asdict(job), environ, out), out)
+        made = Trainer(self._zygote, self._zygote.fork(dataclasses.asdict(job), environ, out), out)
+        self._forked.append(made)
+        return made
 
     def run(self, **changes: Any) -> list[int]:
         """A whole life; the exit codes of its ranks."""
@@ -187,8 +190,11 @@ class Scene:
         cut_power(self.home.parent, seed)
 
     def close(self) -> None:
-        self.kill_trainers()
-        self.kill_agent()
+        try:
+            for process in self._forked:  # also of an earlier life, and a command that did not end in time
+                process.kill()
+        finally:
+            self.kill_agent()
         shutil.rmtree(self.arena, ignore_errors=True)
         if os.path.exists(self.arena):
             raise RuntimeError(f"{self.arena} cannot be removed")

@@ -14,10 +14,31 @@ def started(ranks=1, **every):
     return world
 
 
+def with_a_whole_step(ranks=1):
+    """Step 10 is whole."""
+    world = started(ranks)
+    assert world.save(10)
+    world.work()
+    return world
+
+
+def with_half_a_step():
+    """Step 10 is whole; of step 20 rank 0 staged both images, what its steps share anew, rank 1 none."""
+    world = with_a_whole_step(ranks=2)
+    world.save(20, ranks=[0], changed=True)
+    return world
+
+
 def shared(world, rank=0):
     """The images in the rank's slots for what its steps share."""
     pages = [p for p in world.pages.values() if (p.rank, p.number) == (rank, 1)]
     return sorted(p.image.step for p in pages if p.image is not None)
+
+
+def stage_what_is_shared(world, step, rank):
+    """A rank stages the image that its steps share, which goes first, and no more of the step."""
+    world.tell_node("n0", events.RankAt(rank, CheckpointId(1, step)))
+    world.stage(world.fill(rank, step, 1))
 
 
 def drop(world, step, rank):
@@ -34,11 +55,7 @@ def wait_for_a_slot(world, step, rank=0, image=1):
 
 
 def dropped_with_a_new_shared_image():
-    """Step 10 is whole; of step 20 rank 0 staged both images, rank 1 none."""
-    world = started(ranks=2)
-    assert world.save(10)
-    world.work()
-    world.save(20, ranks=[0], changed=True)
+    world = with_half_a_step()
     world.work()
     drop(world, 20, rank=1)
     assert (world.status(10).memory, world.status(20).memory) == ("whole", "dropped")
@@ -83,11 +100,8 @@ def test_one_dropped_step_after_the_other_holds_up_none():
 
 def test_a_shared_image_staged_before_an_interrupt_yields_too():
     """Its step is given up before the image that would have named it."""
-    world = started()
-    assert world.save(10)
-    world.work()
-    world.tell_node("n0", events.RankAt(0, CheckpointId(1, 20)))
-    world.stage(world.fill(0, 20, 1))
+    world = with_a_whole_step()
+    stage_what_is_shared(world, 20, rank=0)
     drop(world, 20, rank=0)
     assert shared(world) == [10, 20]
     wait_for_a_slot(world, 30)
@@ -97,10 +111,7 @@ def test_a_shared_image_staged_before_an_interrupt_yields_too():
 @pytest.mark.parametrize("image", [0, 1])
 def test_a_wait_takes_nothing_from_a_step_that_forms(image):
     """Step 20 may become whole; a rank that waits for its first image relies on what it staged last."""
-    world = started(ranks=2)
-    assert world.save(10)
-    world.work()
-    world.save(20, ranks=[0], changed=True)
+    world = with_half_a_step()
     world.work()
     wait_for_a_slot(world, 30, image=image)
     assert shared(world) == [10, 20]
@@ -125,10 +136,7 @@ def test_what_the_waiting_rank_has_just_staged_is_not_let_go():
 
 
 def test_a_flush_that_runs_keeps_the_image_until_it_ends():
-    world = started(ranks=2)
-    assert world.save(10)
-    world.work()
-    world.save(20, ranks=[0], changed=True)
+    world = with_half_a_step()
     world.seal()
     world.tell_node("n0", events.RankGaveUp(1, CheckpointId(1, 20)))
     assert any(world.find(actions.Upload, image=ImageId(1, 20, 0, 1)))
@@ -169,14 +177,19 @@ def test_an_image_lost_with_every_step_that_names_it_is_spared_no_longer():
 
 
 # deletions -----------------------------------------------------------------------------------------------------------
-def test_a_deletion_waits_for_a_rank_that_may_still_stage_what_later_steps_share():
-    """It would take what comes to the tier while it runs, and with it steps that rely on that."""
+def dropped_and_saved_past():
+    """Rank 1 dropped step 1 after it had staged what its steps share, and saved step 2; rank 0 is not that far."""
     world = started(ranks=2, a=1)
-    world.tell_node("n0", events.RankAt(1, CheckpointId(1, 1)))
-    world.stage(world.fill(1, 1, 1))
+    stage_what_is_shared(world, 1, rank=1)
     drop(world, 1, rank=1)
     assert world.stores["a"].images == {ImageId(1, 1, 1, 1)}
     assert world.save(2, ranks=[1], changed=True)
+    return world
+
+
+def test_a_deletion_waits_for_a_rank_that_may_still_stage_what_later_steps_share():
+    """It would take what comes to the tier while it runs, and with it steps that rely on that."""
+    world = dropped_and_saved_past()
     assert shared(world, 1) == [2], "nothing relies on the one that stands there"
     assert not any(world.find(actions.Sweep)), "rank 0 is not that far"
     assert world.save(1, ranks=[0])
@@ -192,11 +205,7 @@ def test_a_deletion_waits_for_a_rank_that_may_still_stage_what_later_steps_share
 
 @pytest.mark.parametrize("end", ["passes", "gives up", "is gone", "closes"])
 def test_a_deletion_goes_on_when_the_rank_it_waits_for_is_past_the_step(end):
-    world = started(ranks=2, a=1)
-    world.tell_node("n0", events.RankAt(1, CheckpointId(1, 1)))
-    world.stage(world.fill(1, 1, 1))
-    drop(world, 1, rank=1)
-    assert world.save(2, ranks=[1], changed=True)
+    world = dropped_and_saved_past()
     assert ImageId(1, 1, 1, 1) in world.stores["a"].images
     if end == "closes":
         world.tell_run(events.CloseAsked())

@@ -19,6 +19,19 @@ def watched():
     return poller, page, arena, told
 
 
+def poll_amid(poller, arena, change):
+    """A poll that finds the page changed after it has begun."""
+
+    class Slots(dict):
+        def values(self):
+            change()
+            return super().values()
+
+    arena.slots = Slots()
+    poller.poll(())
+    arena.slots = {}
+
+
 def waits(told):
     return [e for e in told if isinstance(e, (events.SlotWanted, events.SlotWantOver))]
 
@@ -37,14 +50,7 @@ def test_a_rank_that_waits_for_its_other_image_of_the_same_step_is_heard():
 def test_a_wait_that_begins_amid_a_poll_is_told_with_the_next():
     """What the rank staged before it is told first: by the looks at the slots of that next poll."""
     poller, page, arena, told = watched()
-
-    class Slots(dict):
-        def values(self):
-            page.waiting_step, page.waiting_image = 6, 1
-            return super().values()
-
-    arena.slots = Slots()
-    poller.poll(())
+    poll_amid(poller, arena, lambda: vars(page).update(waiting_step=6, waiting_image=1))
     assert not waits(told)
     poller.poll(())
     assert waits(told) == [events.SlotWanted(0, 6, 1)]
@@ -53,14 +59,7 @@ def test_a_wait_that_begins_amid_a_poll_is_told_with_the_next():
 def test_a_step_given_up_amid_a_poll_is_told_with_the_next():
     """By then what the rank staged of it before is told: nothing more of it will come."""
     poller, page, arena, told = watched()
-
-    class Slots(dict):
-        def values(self):
-            page.given_up_step = 5
-            return super().values()
-
-    arena.slots = Slots()
-    poller.poll(())
+    poll_amid(poller, arena, lambda: vars(page).update(given_up_step=5))
     assert not any(isinstance(e, events.RankGaveUp) for e in told)
     poller.poll(())
     assert told[-1] == events.RankGaveUp(0, CheckpointId(1, 5))

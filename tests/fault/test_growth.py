@@ -19,7 +19,7 @@ def test_a_hundred_saves_without_growth(scene: Scene):
     go = scene.directory / "go"
     scene.start(script="tests.fault.harness.scripts:many_saves", steps=LOOKS[-1] + 1, force=LOOKS, go=str(go))
     seen = [look(scene, step, go) for step in LOOKS]
-    assert scene.trainers[0].wait(30.0) == 0, scene.trainers[0].said()
+    assert scene.trainers[0].wait(60.0) == 0, scene.trainers[0].said()
     for early, late in pairwise(seen):
         for who in ("trainer", "agent"):
             assert late[who]["private_bytes"] < early[who]["private_bytes"] + SLACK_BYTES, (who, early[who], late[who])

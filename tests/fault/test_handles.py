@@ -18,7 +18,7 @@ def test_waiting_in_a_thread_while_agents_die(scene: Scene):
         scene.kill_agent()
     wait_for_more(scene)
     go.touch()
-    assert scene.trainers[0].wait(40.0) == 0, scene.trainers[0].said()
+    assert scene.trainers[0].wait(80.0) == 0, scene.trainers[0].said()
     ended = scene.events("ended")
     assert {e["kind"] for e in ended} <= {"step-dropped", "step-lost"}, ended
     check(scene)

@@ -28,16 +28,21 @@ def start(scene: Scene, **environ: str) -> str:
     return go
 
 
+def waits(scene: Scene) -> bool:
+    """Whether a save that finds every slot taken has not returned for many times as long as others wait for one."""
+    saving = scene.events("saving")
+    return bool(saving) and saving[-1]["step"] >= SLOTS and time.monotonic() - saving[-1]["t"] > 3.0
+
+
 def test_the_last_save_waits_for_a_slot(scene: Scene):
     go = start(scene)
-    scene.until(lambda: len(scene.slots()) == SLOTS, "all slots")
-    time.sleep(4.0)
+    scene.until(lambda: waits(scene), "the last save to wait")
     assert not scene.events("stopped"), "it gave the step up after 2 x slot_wait_s"
     open(go, "w").close()
     stopped = scene.wait_for("stopped")
     assert stopped["kind"] == ""
     assert stopped["took_s"] > 0.5
-    assert scene.trainers[0].wait(30.0) == 0, scene.trainers[0].said()
+    assert scene.trainers[0].wait(60.0) == 0, scene.trainers[0].said()
     assert max(oracle.committed(scene.home)).step == stopped["step"]
 
 
@@ -45,9 +50,9 @@ def test_training_stops_also_when_the_last_save_cannot_be_made(scene: Scene):
     go = start(scene, HOLDFAST_CLOSE_TIMEOUT_S="4")
     stopped = scene.wait_for("stopped")
     assert stopped["kind"] == "step-dropped"
-    assert 1.5 < stopped["took_s"] < 6
+    assert 1.5 < stopped["took_s"] < 12
     [warning] = [w for w in stopped["warnings"] if "last step before the stop" in w]
     assert "slot" in warning
     open(go, "w").close()
-    assert scene.trainers[0].wait(30.0) == 0, scene.trainers[0].said()
+    assert scene.trainers[0].wait(60.0) == 0, scene.trainers[0].said()
     assert max(oracle.committed(scene.home)).step == SLOTS - 1, "what the slots held when checksums stopped"

@@ -32,7 +32,7 @@ def test_an_old_attempts_flush_ends_after_a_restart(scene: Scene, go: Path):
     stuck = {Committed(1, step) for step in range(3)} - oracle.committed(scene.home)
     assert stuck, "nothing was held up"
     go.touch()
-    assert scene.trainers[0].wait(30.0) == 0
+    assert scene.trainers[0].wait(60.0) == 0
     assert oracle.committed(scene.home) == {
         Committed(1, 0),
         Committed(1, 1),
@@ -99,7 +99,7 @@ def test_a_pruned_newest_step_stays_gone(scene: Scene, go: Path):
     code, said = scene.command("prune", scene.job.url, "--step", "5", "--yes")
     assert code == 0, said
     go.touch()
-    assert scene.trainers[0].wait(30.0) == 0, scene.trainers[0].said()
+    assert scene.trainers[0].wait(60.0) == 0, scene.trainers[0].said()
     pruned = Committed(1, 5)
     assert pruned not in oracle.committed(scene.home)
     scene.finish(steps=3, end="durable")

@@ -39,7 +39,6 @@ def test_a_with_left_by_an_exception_keeps_memory(scene: Scene):
     stop = Fault(AGENT, "holdfast.agent.keeping:Keeping.upload", do="pause", arg=NEVER, nth=2)
     scene.inject(stop)
     assert scene.run(steps=5, end="raise", pace_s=0.1) == [3]
-    scene.wait_for("memory", step=3)
     assert oracle.Committed(1, 4) not in oracle.committed(scene.home)
     scene.inject()
     scene.start(steps=1)

@@ -13,12 +13,13 @@ from tests.fault.harness.checks import check, check_tidy
 from tests.fault.harness.scene import Scene
 from tests.fault.inject.faults import AGENT, TRAINER, Fault
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(0 if "HOLDFAST_TEST_KILLS" in os.environ else 300)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(0 if "HOLDFAST_TEST_KILLS" in os.environ else 600)]
 
 KILLS = int(os.environ.get("HOLDFAST_TEST_KILLS", "60"))
 SEED = int(os.environ.get("HOLDFAST_TEST_SEED", "1"))
 SLOW = "HOLDFAST_TEST_SLOW" in os.environ
 CHECKED_EVERY = 10
+DURABLE_EVERY = 5
 SLOWED = [
     (AGENT, "holdfast.tiers.posix.upload:PosixUpload.write"),
     (AGENT, "holdfast.tiers.posix.tier:PosixTier.move"),
@@ -43,7 +44,9 @@ def test_random_kills(scene: Scene, world: int, kills: int):
     scene.wait_for("memory")  # a run that never had anything whole has nothing to go on from, and says so
     failed: list[int] = []  # lives of which a rank was killed: another may have said so before it was, too
     for n in range(1, kills + 1):
-        if chance.random() < 0.7:
+        if n % DURABLE_EVERY == 0:
+            wait_for_another_durable_step(scene)
+        elif chance.random() < 0.7:
             scene.wait_for("loaded")
         time.sleep(chance.random() * 0.3)
         if kill_some(scene, chance) and world > 1:
@@ -57,6 +60,12 @@ def test_random_kills(scene: Scene, world: int, kills: int):
     check_tidy(scene)
     assert len(history.durable) > kills / 8, "this tested nothing"
     assert sum(load is not None for load in history.loads) > kills / 4
+
+
+def wait_for_another_durable_step(scene: Scene) -> None:
+    """However slow the machine is."""
+    before = len(scene.events("durable"))
+    scene.until(lambda: len(scene.events("durable")) > before, "a step to become durable")
 
 
 def slowness(chance: random.Random) -> list[Fault]:

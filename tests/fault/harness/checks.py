@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.fault.harness import oracle
 from tests.fault.harness.oracle import Committed, Violation
+from tests.fault.harness.processes import stopped
 from tests.fault.harness.scene import Event, Scene
 
 Saved = tuple[int, int]
@@ -113,20 +114,26 @@ def _life_on_disk(home: Path, checkpoint: Committed) -> int:
 
 
 def check(scene: Scene, *, pruned: Collection[Committed] = (), **known: Any) -> History:
-    """Everything, now; arguments as in `read`. The agent may be at work: what it deletes meanwhile is looked at again.
+    """Everything, now; arguments as in `read`. Raises: Violation.
 
-    Raises: Violation.
+    Agents are stopped meanwhile, and only then what the trainers wrote is read: what is committed was saved before, and
+    nothing is deleted under who looks. Where another agent has started since, all is looked at again.
     """
+    while True:
+        agents = scene.agents()
+        with stopped(agents):
+            try:
+                return _check(scene, pruned, known)
+            except (FileNotFoundError, Violation):
+                if set(scene.agents()) <= set(agents):
+                    raise
+
+
+def _check(scene: Scene, pruned: Collection[Committed], known: dict[str, Any]) -> History:
     history = read(scene.events(), **known)
     for other in range(1, scene.job.world):
         _check_other_rank(scene, other)
-    for attempt in range(3):
-        try:
-            check_disk(scene.home, history, keep_last=scene.job.keep_last, world=scene.job.world, pruned=pruned)
-            break
-        except (FileNotFoundError, Violation):
-            if attempt == 2:
-                raise
+    check_disk(scene.home, history, keep_last=scene.job.keep_last, world=scene.job.world, pruned=pruned)
     return history
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import select
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +168,44 @@ def started_agents(arena: Path) -> list[int]:
 
 def kill_all(pids: list[int]) -> None:
     """SIGKILL, and wait until they are gone."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    _signal(pids, signal.SIGKILL)
     end = time.monotonic() + 30.0
     while any(_alive(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(_POLL_S)
 
 
 def _alive(pid: int) -> bool:
+    return _state(f"/proc/{pid}/stat") not in b"ZX"
+
+
+def _state(stat_file: str) -> bytes:
+    """The letter for the state of a process or thread; X, as for a dead one, when there is none."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = Path(stat_file).read_bytes()
     except OSError:
-        return False
-    return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in b"ZX"
+        return b"X"
+    return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3]
+
+
+@contextlib.contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """No thread of these processes does anything meanwhile; those that are gone are passed over."""
+    try:
+        _signal(pids, signal.SIGSTOP)
+        end = time.monotonic() + 30.0
+        while any(_runs(pid) for pid in pids) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        _signal(pids, signal.SIGCONT)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of it is not stopped yet: one may be amid a system call."""
+    return any(_state(path) not in b"TtZX" for path in glob.glob(f"/proc/{pid}/task/*/stat"))
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

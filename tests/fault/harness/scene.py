@@ -19,7 +19,7 @@ from tests.fault.inject import spawning
 from tests.fault.inject.disk import cut_power
 from tests.fault.inject.faults import COMMAND, VARIABLE, Fault, Plan
 
-LIMIT_S = 40.0
+LIMIT_S = 60.0
 _POLL_S = 0.005
 _SETTINGS = {
     "HOLDFAST_AGENT_NICE": "0",

@@ -94,6 +94,9 @@ def many_saves(job: Job) -> None:
 
 
 # Handles in a thread --------------------------------------------------------------------------------------------------
+_MOST_WATCHED = 20
+
+
 def wait_in_a_thread(job: Job) -> None:
     """Trains until the file `go` exists; another thread waits for each save to become durable, one after the other."""
     import holdfast
@@ -112,8 +115,10 @@ def wait_in_a_thread(job: Job) -> None:
             saves.put(checkpointer.save(step, state))
             step += 1
             time.sleep(job.pace_s)
+            while saves.qsize() > _MOST_WATCHED:  # else a slow machine would take long to tell of all in the end
+                time.sleep(job.pace_s)
         saves.put(None)
-        watcher.join(timeout=30.0)
+        watcher.join(timeout=60.0)
         assert not watcher.is_alive(), "a handle hangs"
 
 
@@ -122,7 +127,7 @@ def _watch(saves: queue.SimpleQueue[Any], log: Log) -> None:
 
     while (save := saves.get()) is not None:
         try:
-            save.wait("durable", timeout_s=20.0)
+            save.wait("durable", timeout_s=60.0)
             log("durable", step=save.step, attempt=save.attempt)
         except HoldfastError as e:
             log("ended", step=save.step, kind=e.kind, text=e.message)
@@ -158,6 +163,7 @@ def until_told_to_stop(job: Job) -> None:
             if step == job.steps and job.rank == 0:
                 os.kill(os.getpid(), signal.SIGUSR1)
             set_state(state, job.life, step, job.rank)
+            log("saving", step=step)
             began = time.monotonic()
             with warnings.catch_warnings(record=True) as caught:
                 save = checkpointer.save(step, state)

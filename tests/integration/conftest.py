@@ -45,6 +45,9 @@ def place(
     monkeypatch.setenv("HOLDFAST_CLOSE_TIMEOUT_S", "30")
     monkeypatch.setenv("HOLDFAST_LOAD_TIMEOUT_S", "30")
     monkeypatch.setenv("HOLDFAST_BUSY_WAIT_S", "15")
+    monkeypatch.setenv("HOLDFAST_STOP_WAIT_S", "30")
+    monkeypatch.setenv("HOLDFAST_SLOT_WAIT_S", "5")
+    monkeypatch.setenv("HOLDFAST_AGENT_NICE", "0")  # else it gets nearly nothing beside other work
     monkeypatch.delenv("HOLDFAST_RUN", raising=False)
     if not request.node.get_closest_marker("started_agents"):
         monkeypatch.setenv(spawning.VARIABLE, zygote.socket)

@@ -304,8 +304,8 @@ def _in_child(tell: Tell, ckpt: holdfast.Checkpointer, saved: holdfast.Save) -> 
     os._exit(0)
 
 
-def by_time(tell: Tell, url: str, *, every_s: float, step_s: float, lasts_s: float) -> dict[str, Any]:
-    """Saves that are due by time alone while it trains, without a barrier between the ranks' steps."""
+def by_time(tell: Tell, url: str, *, every_s: float, step_s: float, saves: int) -> dict[str, Any]:
+    """So many saves that are due by time alone while it trains, without a barrier between the ranks' steps."""
     tiers = (holdfast.TierConfig("memory:", every_s=every_s, keep_last=2), holdfast.TierConfig(url, every_s=every_s))
     state: dict[str, Any] = {"x": torch.zeros(1000), "step": -1}
     told: list[str] = []
@@ -314,7 +314,7 @@ def by_time(tell: Tell, url: str, *, every_s: float, step_s: float, lasts_s: flo
         warnings.simplefilter("always")
         with holdfast.Checkpointer(holdfast.Config(tiers=tiers)) as ckpt:
             ckpt.load(state)
-            end = time.monotonic() + lasts_s
+            end = time.monotonic() + 60
             for step in itertools.count(1):
                 time.sleep(step_s)
                 state["x"].fill_(step)
@@ -322,7 +322,7 @@ def by_time(tell: Tell, url: str, *, every_s: float, step_s: float, lasts_s: flo
                     saved[step] = handle
                 if step == 50:
                     tell(step)
-                over = torch.tensor([float(time.monotonic() > end)])
+                over = torch.tensor([float(len(saved) >= saves or time.monotonic() > end)])
                 if step % 50 == 0:
                     dist.all_reduce(over)
                     if over.item():

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 from tests.fault.harness.processes import Zygote, started_agents
 from tests.fault.inject import spawning
+from tests.integration.place import until
 
 _PRELOAD = [
     "torch",
@@ -120,7 +121,7 @@ class Ranks:
         for process in self.processes:
             if process.exitcode is None:
                 process.kill()
-                process.join(10)
+                process.join(30)
         for pipe in self.pipes:
             pipe.close()
         self.rendezvous.unlink(missing_ok=True)
@@ -221,9 +222,14 @@ def agents(arena_dir: Path) -> list[psutil.Process]:
     return found
 
 
+def the_agent(arena_dir: Path) -> psutil.Process:
+    """The one that is left when another, started because the machine is slow, has seen that it is not needed."""
+    return until(lambda: found[0] if len(found := agents(arena_dir)) == 1 else None, "one agent")
+
+
 def end_agents(arena_dir: Path) -> None:
     """Kill what still runs there, each by its id."""
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 30.0
     for process in (ended := agents(arena_dir)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

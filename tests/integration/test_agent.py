@@ -4,6 +4,7 @@ import http.client
 import os
 import socket
 import stat
+import statistics
 import threading
 import time
 import warnings
@@ -140,9 +141,7 @@ def check_privacy(place):
     for path in (*place.arena.glob("slot-*"), *place.arena.glob("*.page"), place.arena / "agent.log"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert stat.S_IMODE((place.arena / SOCKET).stat().st_mode) == 0o600
-    # On a slow machine a second one may have been started, which goes when it finds the first.
-    until(lambda: len(processes.agents(place.arena_dir)) == 1, "one agent")
-    [agent] = processes.agents(place.arena_dir)
+    agent = processes.the_agent(place.arena_dir)
     maps = Path(f"/proc/{agent.pid}/maps").read_text()
     assert "torch" not in maps
     assert "slot-00000" in maps
@@ -169,7 +168,7 @@ def test_two_runs_on_one_node_have_agents_of_their_own(place):
         for value, ckpt in ((1, one), (2, two)):
             ckpt.load({"x": torch.zeros(10)})
             ckpt.save(value, {"x": torch.full((10,), float(value))})
-        assert len(processes.agents(place.arena_dir)) == 2
+        until(lambda: len(processes.agents(place.arena_dir)) == 2, "an agent for each")
     until(lambda: not processes.agents(place.arena_dir), "both agents end")
     x = torch.zeros(10)
     with holdfast.Checkpointer(str(other)) as ckpt:
@@ -184,8 +183,10 @@ def deaf(socket_path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(socket_path))
         listening.listen(64)
+        ours = socket_path.stat().st_ino
         yield
-    socket_path.unlink()
+        if socket_path.stat().st_ino == ours:  # else it is that of the next agent by now
+            socket_path.unlink()
 
 
 def test_training_does_not_wait_for_an_agent_that_does_not_answer(place, monkeypatch):
@@ -194,9 +195,9 @@ def test_training_does_not_wait_for_an_agent_that_does_not_answer(place, monkeyp
     state = {"x": torch.ones(1000)}
     ckpt.load(state)
     due(ckpt.save(1, state)).wait("durable", timeout_s=30)
-    [agent] = processes.agents(place.arena_dir)
+    agent = processes.the_agent(place.arena_dir)
     agent.kill()
-    agent.wait(10)
+    agent.wait(30)
     with deaf(place.arena / SOCKET):
         took_s = []
         for step in range(2, 12):
@@ -205,12 +206,15 @@ def test_training_does_not_wait_for_an_agent_that_does_not_answer(place, monkeyp
                 warnings.simplefilter("ignore")  # steps are dropped
                 ckpt.save(step, state)
             took_s.append(time.monotonic() - began)
-    assert max(took_s) < 1.5, took_s
-    assert sum(took_s) < 3, took_s
+    assert statistics.median(took_s) < 0.2, took_s  # one of them waits, and not all of the others
+    assert max(took_s) < 20, took_s
     assert ckpt.steps(), "outside of training a new agent is waited for"
     due(ckpt.save(20, state)).wait("durable", timeout_s=30)
     ckpt.close()
     assert place.committed()[-1] == (1, 20)
+
+
+KILLS = 5
 
 
 def test_agents_die_while_one_thread_waits_and_another_saves(place, monkeypatch):
@@ -221,10 +225,11 @@ def test_agents_die_while_one_thread_waits_and_another_saves(place, monkeypatch)
     saves, over, failed = [due(ckpt.save(1, state))], threading.Event(), []
 
     def wait():
+        """Until all is over: what is waited for may be dropped or lost, as the agent dies again and again."""
         while not over.is_set():
             try:
                 saves[-1].wait("durable", timeout_s=5)
-            except HoldfastError:  # dropped or lost, as the agent dies again and again
+            except HoldfastError:
                 time.sleep(0.01)
             except Exception as e:
                 failed.append(e)
@@ -233,26 +238,28 @@ def test_agents_die_while_one_thread_waits_and_another_saves(place, monkeypatch)
     waiters = [threading.Thread(target=wait, name=f"waiter-{n}") for n in range(3)]
     for waiter in waiters:
         waiter.start()
-    end = time.monotonic() + 6
     longest_s, step, killed = 0.0, 1, 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # steps are dropped
-        while time.monotonic() < end:
-            step += 1
-            began = time.monotonic()
-            saves.append(due(ckpt.save(step, state)))
-            longest_s = max(longest_s, time.monotonic() - began)
-            if step % 20 == 0:
-                for agent in processes.agents(place.arena_dir):
-                    agent.kill()
-                    killed += 1
-            time.sleep(0.005)
-        over.set()
-        for waiter in waiters:
-            waiter.join(30)
+        try:
+            end = time.monotonic() + 60
+            while killed < KILLS and time.monotonic() < end:
+                step += 1
+                began = time.monotonic()
+                saves.append(due(ckpt.save(step, state)))
+                longest_s = max(longest_s, time.monotonic() - began)
+                if step % 20 == 0:
+                    for agent in processes.agents(place.arena_dir):
+                        agent.kill()
+                        killed += 1
+                time.sleep(0.005)
+        finally:
+            over.set()
+            for waiter in waiters:
+                waiter.join(30)
         assert failed == []
-        assert killed > 3
-        assert longest_s < 3
+        assert killed >= KILLS
+        assert longest_s < 10
         ckpt.steps()  # waits for an agent
         due(ckpt.save(step + 1, state)).wait("durable", timeout_s=30)
     ckpt.close()

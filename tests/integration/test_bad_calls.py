@@ -23,16 +23,16 @@ def test_a_step_saved_twice_or_backwards(place):
     with holdfast.Checkpointer(place.url) as ckpt:
         ckpt.load(filled(0))
         ckpt.save(5, filled(5))
-        with refused(StepExistsError, "step 5", within_s=5):
+        with refused(StepExistsError, "step 5", within_s=20):
             ckpt.save(5, filled(6))
-        with refused(StepExistsError, "step 4", within_s=5):
+        with refused(StepExistsError, "step 4", within_s=20):
             ckpt.save(4, filled(4))
     assert load(place.url) == 5
 
 
 @pytest.mark.parametrize("step", [-1, 1.0, True, "7", None])
 def test_a_step_that_is_no_step(place, step):
-    with holdfast.Checkpointer(place.url) as ckpt, refused(UsageError, repr(step), within_s=5):
+    with holdfast.Checkpointer(place.url) as ckpt, refused(UsageError, repr(step), within_s=20):
         ckpt.save(step, filled(1))
 
 
@@ -43,7 +43,7 @@ def test_calls_after_close(place):
     ckpt.close()
     ckpt.close()
     for call in (lambda: ckpt.save(2, filled(2)), lambda: ckpt.load(filled(0)), ckpt.steps, ckpt.should_stop):
-        with refused(ClosedError, within_s=5):
+        with refused(ClosedError, within_s=20):
             call()
     assert saved.step == 1
     assert load(place.url) == 1
@@ -70,7 +70,7 @@ def test_waiting_for_what_is_not_due(place):
         ckpt.load(filled(0))
         saved = due(ckpt.save(1, filled(1)))
         for what in ("durable", "posix", "no-such-tier"):
-            with refused(NotDueError, what, within_s=5):
+            with refused(NotDueError, what, within_s=20):
                 saved.wait(what)
         with pytest.raises(NotDueError, match="no tier is called 'durble'") as caught:
             saved.wait("durble")

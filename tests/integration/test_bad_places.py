@@ -22,36 +22,36 @@ pytestmark = pytest.mark.torch
 
 @pytest.mark.parametrize("url", ["ftp://host/run", "fiel:///data/run", "https://x/y"])
 def test_an_unknown_scheme(url):
-    with refused(ConfigError, url.split(":", maxsplit=1)[0], within_s=5):
+    with refused(ConfigError, url.split(":", maxsplit=1)[0], within_s=20):
         holdfast.Checkpointer(url)
 
 
 @pytest.mark.parametrize("url", ["file://data/run7", "file:/data/run7"])
 def test_a_file_url_without_three_slashes(url):
-    with refused(ConfigError, url, within_s=5) as caught:
+    with refused(ConfigError, url, within_s=20) as caught:
         holdfast.Checkpointer(url)
     assert "file:///data/run7" in caught.value.hint
 
 
 def test_no_url_at_all():
-    with refused(ConfigError, "empty", within_s=5):
+    with refused(ConfigError, "empty", within_s=20):
         holdfast.Checkpointer("")
 
 
 def test_memory_alone():
-    with refused(ConfigError, "memory", within_s=5):
+    with refused(ConfigError, "memory", within_s=20):
         holdfast.Checkpointer("memory:")
 
 
 def test_a_parent_directory_that_is_missing(place):
-    with refused(ConfigError, place.home / "deeper", within_s=10):
+    with refused(ConfigError, place.home / "deeper", within_s=20):
         holdfast.Checkpointer(f"file://{place.home}/deeper/run")
     assert not place.home.exists()
 
 
 def test_a_home_that_is_a_file(place):
     place.home.write_text("not a directory")
-    with refused(HoldfastError, place.home, within_s=10):
+    with refused(HoldfastError, place.home, within_s=20):
         holdfast.Checkpointer(place.url)
     assert place.home.read_text() == "not a directory"
 
@@ -61,7 +61,7 @@ def test_a_home_that_is_a_file(place):
 )
 def test_a_setting_that_means_nothing(place, monkeypatch, name, value):
     monkeypatch.setenv(f"HOLDFAST_{name}", value)
-    with refused(ConfigError, f"HOLDFAST_{name}", value, within_s=5):
+    with refused(ConfigError, f"HOLDFAST_{name}", value, within_s=20):
         holdfast.Checkpointer(place.url)
 
 

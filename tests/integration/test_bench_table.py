@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
 PIECE = ("--quick", "--state", "tensors", "--only", "save/dcp-thread-best")
 
@@ -15,7 +15,7 @@ PIECE = ("--quick", "--state", "tensors", "--only", "save/dcp-thread-best")
 def run(record: Path, *arguments: str, code: int = 0) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), *arguments, "--json", str(record)]
     done = subprocess.run(
-        [*command, "--on", str(record.parent)], capture_output=True, text=True, timeout=110, check=False
+        [*command, "--on", str(record.parent)], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout

@@ -124,7 +124,7 @@ def check_memory(place, capsys):
 def check_silence(place, run, capsys, monkeypatch):
     """An agent that lives and does not answer is shown as such, within the deadline."""
     monkeypatch.setattr("holdfast.cli.agents.ANSWER_S", 0.5)
-    [agent] = processes.agents(place.arena_dir)
+    agent = processes.the_agent(place.arena_dir)
     with stopped(agent.pid):
         began = time.monotonic()
         code, document = run()

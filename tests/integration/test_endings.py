@@ -84,7 +84,7 @@ def test_leaving_by_an_exception_keeps_the_memory_for_the_next(place):
 def test_an_agent_survives_its_trainer_and_serves_the_restart_from_memory(place, forker):
     job = processes.start(forker, 1, jobs.hold, place.url, step=3)
     job.hear(0)
-    [agent] = processes.agents(place.arena_dir)
+    agent = processes.the_agent(place.arena_dir)
     job.signal(0, signal.SIGKILL)
     job.results()
     assert agent.is_running()
@@ -163,7 +163,7 @@ def test_close_ends_promptly_when_another_rank_left_by_an_exception(place, forke
     run = {"leaver": 1, "after_s": after_s}
     closed, left = processes.start(forker, 2, jobs.left_by_one, config, step=7, **run).values()
     assert left["kind"] == "left"
-    assert closed["took_s"] < after_s + 5, "it waited for a rank that will never come"
+    assert closed["took_s"] < after_s + 20, "it waited for a rank that will never come"
     assert closed["kind"] == "rank-gone"
     assert "rank 1" in closed["message"]
     assert "step 7" in closed["message"]
@@ -201,7 +201,7 @@ def test_another_arena_of_the_run_is_refused_while_trainers_are_attached_there_a
         assert str(os.getpid()) in caught.value.message
         with pytest.raises(ZeroDivisionError), first:
             raise ZeroDivisionError
-        assert len(processes.agents(place.arena_dir)) == 2, "the first agent stays, idle"
+        until(lambda: len(processes.agents(place.arena_dir)) == 2, "the first agent stays, idle")
         due(second.save(2, filled(2))).wait("durable", timeout_s=30)
     assert place.committed() == [(1, 1), (2, 2)]
 

@@ -31,14 +31,14 @@ def test_a_hanging_tier_does_not_keep_the_next_agent_out(place, hanging, inject,
         until(hanging, "the flush hangs")
         raise ZeroDivisionError
     inject()
-    [agent] = processes.agents(place.arena_dir)
+    agent = processes.the_agent(place.arena_dir)
     agent.terminate()
     until(lambda: not (place.arena / "agent.sock").exists(), "the grace is over")
     began = time.monotonic()
     loaded = {"x": torch.zeros(1000)}
     with holdfast.Checkpointer(place.url) as ckpt:
         assert ckpt.load(loaded) == 1
-        assert time.monotonic() - began < 9
+        assert time.monotonic() - began < 25
         assert (loaded["x"] == 1).all()
         log = (place.arena / "agent.log").read_text()
     assert "what still runs" in log
@@ -53,5 +53,5 @@ def test_memory_is_freed_though_a_tier_hangs(place, hanging):
     due(ckpt.save(1, state)).wait("memory", timeout_s=30)
     until(hanging, "the flush hangs")
     ckpt.close(discard=True)
-    until(lambda: not processes.agents(place.arena_dir), "the agent ends", within_s=9)
+    until(lambda: not processes.agents(place.arena_dir), "the agent ends")
     assert not place.arena.exists()

@@ -35,19 +35,19 @@ def test_a_file_says_it_all_and_the_agent_keeps_to_the_bandwidth(place):
         keep_last = 2
         [[tiers]]
         url = "run"
-        max_bytes_per_s = "16 MiB/s"
+        max_bytes_per_s = "8 MiB/s"
     """)
     with holdfast.Checkpointer(holdfast.Config.from_file(path)) as ckpt:
         ckpt.load(filled(0, 40 * MB))
         due(ckpt.save(1, filled(1, 40 * MB))).wait("durable", timeout_s=60)
         [tier] = place.status()["tiers"]
-        assert tier["max_bytes_per_s"] == 16 * MB
+        assert tier["max_bytes_per_s"] == 8 * MB
         began = time.monotonic()
         saved = due(ckpt.save(2, filled(2, 40 * MB)))
-        assert saved.stall_s < 1, "training does not wait for it"
+        assert saved.stall_s < 2, "training does not wait for it"
         saved.wait("durable", timeout_s=60)
         # What the burst of the first save left owing may have come in since, but for one part.
-        assert time.monotonic() - began > (40 - 16) / 16 * 0.9
+        assert time.monotonic() - began > (40 - 16) / 8 * 0.9
     assert place.committed() == [(1, 1), (1, 2)]
 
 
@@ -66,9 +66,7 @@ def test_the_agent_keeps_off_the_cores_of_its_trainers(place):
         with holdfast.Checkpointer(place.url) as ckpt:
             ckpt.load(filled(0))
             due(ckpt.save(1, filled(1))).wait("durable", timeout_s=30)
-            # One that lost the race for the lock may be on its way out.
-            until(lambda: len(processes.agents(place.arena_dir)) == 1, "one agent is left")
-            [agent] = processes.agents(place.arena_dir)
+            agent = processes.the_agent(place.arena_dir)
             for cores in affinities(agent.pid):
                 assert cores
                 assert first not in cores
@@ -168,8 +166,7 @@ def test_an_agent_that_has_to_end_takes_all_the_bandwidth_there_is(place):
     with holdfast.Checkpointer(holdfast.Config(tiers=tiers)) as ckpt:
         ckpt.load(filled(0, 40 * MB))
         due(ckpt.save(1, filled(1, 40 * MB))).wait("memory", timeout_s=30)
-        until(lambda: len(processes.agents(place.arena_dir)) == 1, "one agent is left")
-        [agent] = processes.agents(place.arena_dir)
+        agent = processes.the_agent(place.arena_dir)
         began = time.monotonic()
         agent.terminate()
         until(place.committed, "the newest step is durable within the grace", within_s=25)

@@ -54,7 +54,7 @@ class Job:
         self.step += 1
         began = time.monotonic()
         saved = due(self.ckpt.save(self.step, filled(self.step)))
-        assert time.monotonic() - began < 10, "training waits for a disk"
+        assert time.monotonic() - began < 25, "training waits for a disk"
         return saved
 
     def save_well(self):
@@ -164,7 +164,7 @@ def test_a_sync_that_hangs(place, train, tmp_path, inject):
     began = time.monotonic()
     with pytest.raises(DeadlineError, match="sick"):
         saved.wait("sick", timeout_s=0.5)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     saved.wait("sound", timeout_s=60)
     for _ in range(4):
         job.save().wait("sound", timeout_s=60)
@@ -206,9 +206,9 @@ def test_an_agent_that_starts_beside_a_disk_that_hangs(place, train, tmp_path, i
     saved.wait("memory", timeout_s=60)
     until(saved.done, "all is settled")
     hangs.touch()
-    agent = the_agent(place)
+    agent = processes.the_agent(place.arena_dir)
     agent.kill()
-    agent.wait(10)
+    agent.wait(30)
     began = time.monotonic()
     state = filled(-1)
     assert job.ckpt.load(state) == job.step
@@ -233,18 +233,13 @@ def test_a_disk_remounted_read_only(place, train, mounts):
     job.end()
 
 
-def the_agent(place):
-    """The one that is left when another one, just started, has seen that it is not needed."""
-    return until(lambda: found[0] if len(found := processes.agents(place.arena_dir)) == 1 else None, "one agent")
-
-
 @pytest.fixture
 def limited(place):
     """Gives the living agent another limit; `limited.back()` takes it away."""
 
     class Limited:
         def __call__(self, which, value):
-            self.agent = the_agent(place)
+            self.agent = processes.the_agent(place.arena_dir)
             self.which, self.was = which, resource.prlimit(self.agent.pid, which)
             resource.prlimit(self.agent.pid, which, (value, self.was[1]))
 
@@ -257,7 +252,7 @@ def limited(place):
 def test_an_agent_out_of_descriptors(place, train, limited):
     """It has as many open as it may: it neither dies nor loses a step, and says what to raise."""
     job = train()
-    agent = the_agent(place)
+    agent = processes.the_agent(place.arena_dir)
     limited(resource.RLIMIT_NOFILE, len(os.listdir(f"/proc/{agent.pid}/fd")))
     saved = job.save()
     time.sleep(1.0)
@@ -266,7 +261,7 @@ def test_an_agent_out_of_descriptors(place, train, limited):
     until(saved.done, "all is settled", within_s=90)
     assert saved.error is None or (saved.error.kind, "ulimit -n" in saved.error.hint) == ("tier-unavailable", True)
     job.save_well()
-    assert the_agent(place).pid == agent.pid, "it died of it"
+    assert processes.the_agent(place.arena_dir).pid == agent.pid, "it died of it"
     job.end()
 
 

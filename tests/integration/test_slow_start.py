@@ -66,7 +66,7 @@ def test_an_agent_on_its_way_out_is_followed_at_once(settings, monkeypatch, tmp_
     with ThreadPoolExecutor(1) as pool:
         try:
             client = pool.submit(spawn.ensure_agent, settings)
-            until(started.exists, "a successor", within_s=5)
+            until(started.exists, "a successor")
         finally:
             os.kill(before, signal.SIGKILL)
         assert client.result(30).get("/status", dict, timeout_s=20)["pid"] == int(started.read_text())

@@ -137,9 +137,9 @@ def test_saves_go_on_when_an_agent_has_to_start_while_the_only_file_tier_is_gone
         ckpt.load(filled(0))
         due(ckpt.save(1, filled(1))).wait("durable", timeout_s=30)
         mount.rename(away)
-        [agent] = processes.agents(place.arena_dir)
+        agent = processes.the_agent(place.arena_dir)
         agent.kill()
-        agent.wait(10)
+        agent.wait(30)
         # Waits for the next agent, as `steps` would, which reads the tier.
         ckpt._session.revive()
         with pytest.warns(RuntimeWarning, match="cannot be opened"):

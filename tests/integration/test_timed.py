@@ -30,19 +30,20 @@ def test_a_tier_gets_a_step_whenever_its_time_is_over(place):
     with holdfast.Checkpointer(config) as ckpt:
         ckpt.load(state_of(0))
         saved, at = [], []
-        began = time.monotonic()
-        step = 0
-        while time.monotonic() - began < 3:
-            step += 1
+        deadline = time.monotonic() + 60
+        for step in itertools.count(1):
+            assert time.monotonic() < deadline
             time.sleep(0.005)
             handle = ckpt.save(step, state_of(step))
             if handle is not None:
                 assert handle.due == {"posix"}
                 saved.append(handle)
-                at.append(time.monotonic() - began)
+                at.append(time.monotonic())
+            if len(saved) == 8:
+                break
         assert saved[0].step == 1, "the first step begins the time"
-        assert 4 <= len(saved) <= 11
-        assert min(b - a for a, b in itertools.pairwise(at)) > 0.25
+        # Each at its time; a step in between may be late once, on a busy machine by much.
+        assert at[-1] - at[0] > 7 * 0.3 / 2
         for handle in saved:
             handle.wait("posix", timeout_s=30)
     assert [s for _, s in place.committed()][: len(saved)] == [h.step for h in saved]
@@ -58,14 +59,14 @@ def test_whichever_comes_first(place):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_ranks_save_the_same_steps_by_time_and_wait_for_nobody(place, forker, killed):
-    job = processes.start(forker, 2, jobs.by_time, place.url, every_s=0.4, step_s=0.002, lasts_s=5 if killed else 3)
+    job = processes.start(forker, 2, jobs.by_time, place.url, every_s=0.4, step_s=0.002, saves=9 if killed else 5)
     for rank in range(2):
         job.hear(rank)
     if killed:
         time.sleep(1)
         for agent in processes.agents(place.arena_dir):
             agent.kill()
-    told = job.values(within_s=90)
+    told = job.values(within_s=100)
     durable = [{s for s, kind in r["outcomes"].items() if kind == "durable"} for r in told]
     assert all(d == durable[0] for d in durable)
     assert len(durable[0]) >= 3, told

@@ -183,7 +183,7 @@ def test_an_abort_during_fsync_wins_and_closes_nothing_under_it(tmp_path):
     def slow(fd):
         if "1.a-" in os.readlink(f"/proc/self/fd/{fd}") and not began.is_set():
             began.set()
-            assert go_on.wait(10)
+            assert go_on.wait(30)
         os.fsync(fd)
 
     tier = PosixTier(str(tmp_path / "t"), owner="1.a", fsync=slow)
@@ -199,7 +199,7 @@ def test_an_abort_during_fsync_wins_and_closes_nothing_under_it(tmp_path):
 
     thread = threading.Thread(target=publish)
     thread.start()
-    assert began.wait(10)
+    assert began.wait(30)
     upload.abort()
     go_on.set()
     thread.join()

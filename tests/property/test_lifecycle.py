@@ -29,6 +29,7 @@ def test_nothing_goes_wrong():
     run_it(max_examples=2 * settings().max_examples)
 
 
+@pytest.mark.timeout(600)  # the rarest takes most of the examples
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_planted_defect_is_found(defect: str, monkeypatch: pytest.MonkeyPatch):
     plant, objection = DEFECTS[defect]

@@ -44,7 +44,7 @@ def test_what_hangs_is_left_and_not_asked_again_until_it_answers(patience):
 
 def test_errors_and_answers_are_those_of_the_tier(patience):
     inner = Faults(MemoryTier(HeapSlots(), name="near"))
-    tier = PatientTier(inner, patience, 0.2)
+    tier = PatientTier(inner, patience, 1.0)
     tier.put("a/b", memoryview(b"x"))
     assert [i.key for i in tier.list("a/")] == ["a/b"]
     assert read_all(tier, "a/b") == b"x"

@@ -260,7 +260,7 @@ def slow(monkeypatch):
         return open_tier(url, **more)
 
     monkeypatch.setattr(open_tiers, "open_tier", slowly)
-    monkeypatch.setattr(open_tiers, "_LEAST_LOOK_S", 0.2)
+    monkeypatch.setattr(open_tiers, "_LEAST_LOOK_S", 1.0)
     monkeypatch.setattr(open_tiers, "_LOOKS_PER_START", 1000)
     yield answers
     answers.set()

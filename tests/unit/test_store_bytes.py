@@ -191,11 +191,11 @@ def test_nothing_looks_at_the_buffer_after_a_failed_flush(tier, big, workers):
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(30)
     thread.join(0.1)
     assert thread.is_alive()  # the failed part does not end it while another part still reads the buffer
     release.set()
-    thread.join(10)
+    thread.join(30)
     assert outcome
 
 
@@ -208,12 +208,12 @@ def test_parts_end_with_their_pool(dropped):
 
     def part(begin):
         entered.set()
-        release.wait(10)
+        release.wait(30)
         ran.append(begin)
 
     def begins():
         yield 0
-        assert entered.wait(10)
+        assert entered.wait(30)
         if dropped:
             yield 1
         workers.shutdown(wait=False, cancel_futures=True)
@@ -228,11 +228,11 @@ def test_parts_end_with_their_pool(dropped):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(30)
     thread.join(0.1)
     assert thread.is_alive()  # the part that runs still looks at the buffer
     release.set()
-    thread.join(10)
+    thread.join(30)
     workers.shutdown()
     assert [("shut" in text, done) for text, done in outcome] == [(True, [0])]
 

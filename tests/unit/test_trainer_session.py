@@ -85,13 +85,14 @@ def test_training_waits_its_bound_for_a_thread_that_attaches(agent, session):
     agent.asked.clear()
     session.attachment.close()
     waiter = in_thread(session.revive)
-    assert agent.asked.wait(5)
+    assert agent.asked.wait(30)
     began = time.monotonic()
     for _ in range(20):
         assert not session.ensure()
-    assert BOUND_S * 0.9 < time.monotonic() - began < 5 * BOUND_S, "once; then the agent is left alone for a while"
+    took_s = time.monotonic() - began
+    assert BOUND_S * 0.9 < took_s < 15 * BOUND_S, "once, not each time; then the agent is left alone for a while"
     agent.open.set()
-    waiter.join(10)
+    waiter.join(30)
     assert session.ensure(), "what the other thread attached to"
     assert agent.launches == 2
 
@@ -101,7 +102,7 @@ def test_a_page_in_use_outlives_its_agent_until_the_end(agent, session):
     page.current_step, page.saves = 7, 3
     page.waiting_image, page.waiting_step = 1, 7
     session.attachment.close()
-    in_thread(session.revive).join(10)
+    in_thread(session.revive).join(30)
     assert session.page is not page
     assert (session.page.current_step, session.page.saves) == (7, 3)
     assert (session.page.waiting_image, session.page.waiting_step) == (1, 7)
@@ -146,10 +147,10 @@ def test_letting_go_while_another_thread_attaches(agent, session):
     session.attachment.close()
     before = session.page
     waiter = in_thread(lambda: session._join(session._revive))
-    assert agent.asked.wait(5)
+    assert agent.asked.wait(30)
     session.detach()
     agent.open.set()
-    waiter.join(10)
+    waiter.join(30)
     assert not session.attachment.alive, "nobody would let go of it"
     for page in (before, session.page):
         with pytest.raises(ValueError, match="released"):

@@ -238,7 +238,7 @@ def test_who_waits_for_bandwidth_is_let_go_at_once(inner, end):
     thread, came = waiting(upload.write, burst, view(bytearray(burst)))
     assert list(tier.list("")) == [], "others are not held up"
     {"abort": upload.abort, "close": tier.close, "lift": lambda: tier.limit_writes(None)}[end]()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert came == [None if end == "lift" else f"{end.removesuffix('e')}ed while it waited for bandwidth"]
     if end == "abort":
@@ -330,7 +330,7 @@ def test_a_hang_can_be_ended(faulty):
     thread.start()
     assert thread.is_alive()
     release.set()
-    thread.join(10)
+    thread.join(30)
     assert fault.fired == 1
 
 

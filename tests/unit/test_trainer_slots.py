@@ -13,7 +13,7 @@ from holdfast.config import Config
 from holdfast.errors import AgentError, HoldfastError
 from holdfast.trainer.slots import Slots
 from holdfast.wire.mapped import MappedFile
-from holdfast.wire.pages import PAGE_BYTES, SlotPage
+from holdfast.wire.pages import PAGE_BYTES, SlotPage, SlotState
 
 pytestmark = pytest.mark.torch
 
@@ -122,6 +122,22 @@ def test_a_slot_that_is_faulted_as_it_is_lost_is_unmapped_with_the_next_save(slo
     wait_for(slots)
     slots._session.page = SimpleNamespace(start=1)
     assert slots.take(7, PAGE_BYTES).number == 1
+    assert not slots.has(lost)
+    assert slots.unmapped == 1
+
+
+def test_a_slot_that_is_filled_as_it_is_lost_is_unmapped_with_the_save_after(slots):
+    slots.dealt([0, 1], PAGE_BYTES)
+    wait_for(slots)
+    slots._session.page = SimpleNamespace(start=1)
+    lost = slots.take(7, PAGE_BYTES)
+    slots.dealt([1 - lost.number], PAGE_BYTES)
+    lost.room(PAGE_BYTES)[:2] = b"ok"
+    other = slots.take(7, PAGE_BYTES, image=0)
+    assert slots.has(lost), "the same save fills it still"
+    lost.page.state = SlotState.STAGED
+    slots.give_back(other)
+    assert slots.take(8, PAGE_BYTES) is other
     assert not slots.has(lost)
     assert slots.unmapped == 1
 

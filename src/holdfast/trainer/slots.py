@@ -150,9 +150,11 @@ class Slots:
 
     def _drop_others(self) -> None:
         """Unmap what is not ours, or not any more: the agent may have removed it, and gets its room back only so. What
-        is faulted just now goes with the next save. With the lock."""
-        others = self._slots.keys() - {*self._mine, self._busy}
-        self._owes_drop = self._busy is not None and self._busy not in self._mine
+        is faulted or filled just now goes with a later save. With the lock."""
+        filling = {n: s.page for n, s in self._slots.items() if s.page.state == SlotState.FILLING}
+        used = {n for n, page in filling.items() if page.owner_pid == os.getpid()} | {self._busy}
+        others = self._slots.keys() - {*self._mine, *used}
+        self._owes_drop = not used <= {*self._mine, None}
         for number in others:
             self._slots.pop(number).let_go()
         self.unmapped += bool(others)
@@ -180,13 +182,18 @@ class Slots:
         if self._owes_drop:
             with self._mapping:
                 self._drop_others()
-        slot = self._free(image_bytes, image)
-        if slot is None:
-            self._grow(image_bytes, image)
-            slot = self._wait_free(step, image_bytes, image, patience_s)
+        slot = self._take_free(image_bytes, image)
         if slot is not None:
-            self._begin(slot)
-        return slot
+            return slot
+        self._grow(image_bytes, image)
+        return self._wait_free(step, image_bytes, image, patience_s)
+
+    def _take_free(self, image_bytes: int, image: int) -> TrainerSlot | None:
+        """A free slot, now FILLING: with the lock, for a thread that attaches anew may be dealt others just then."""
+        with self._mapping:
+            if (slot := self._free(image_bytes, image)) is not None:
+                self._begin(slot)
+            return slot
 
     def _free(self, image_bytes: int, image: int) -> TrainerSlot | None:
         """A dealt, free, large enough slot; a faulted one first."""
@@ -224,7 +231,7 @@ class Slots:
         self._session.page.waiting_image = image
         self._session.page.waiting_step = step
         try:
-            return self._poll(lambda: self._free(image_bytes, image), image, patience_s)
+            return self._poll(lambda: self._take_free(image_bytes, image), image, patience_s)
         finally:
             self._session.page.waiting_step = -1
 

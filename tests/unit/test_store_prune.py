@@ -1,5 +1,6 @@
 """Prune, sweep and roll-forward: a plan first, a crash anywhere, and no step ever comes back."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from tests.unit.store_fixtures import (
     keys,
     make,
     make_image,
+    make_sharing,
     put_image,
     save,
     spoil,
@@ -300,6 +302,23 @@ def test_an_image_that_a_kept_manifest_names_stays(tier):
     prune(tier)
     assert loadable(tier) == [(1, 30)]
     assert of(tier, 10) == []
+
+
+@pytest.mark.parametrize("crash_after", range(16))
+def test_what_goes_next_is_whole_until_its_own_deletion_begins(tier, crash_after):
+    """Steps that share an image are deleted by one plan, which ends anywhere."""
+    first = make_sharing(1, 10, None)
+    steps = [first, make_sharing(1, 20, first.images[:2]), make_sharing(1, 30, first.images[:2]), make(1, 40)]
+    for checkpoint in steps:
+        upload(tier, checkpoint)
+        commit_images(tier, checkpoint)
+    faults = Faults(tier, Fault("put|delete", LoseAnswer(CrashError()), after=crash_after))
+    with contextlib.suppress(CrashError):
+        execute_prune(faults, plan(tier), authority=tier, owner=1)
+    assert all(entry.loadable for entry in read_catalog(tier).committed)
+    prune(tier)
+    execute_sweep(tier, plan_sweep(read_catalog(tier), in_flight=()), authority=tier, owner=1)
+    assert {i.key for i in steps[-1].images} == {k for k in keys(tier) if k.startswith("images/")}
 
 
 def test_a_manifest_committed_after_the_plan_keeps_its_images(tier):

@@ -177,7 +177,7 @@ def test_killed_at_any_point_a_bad_copy_is_read_by_nobody_and_repaired_the_next_
 def test_what_is_deleted_is_not_brought_back(near, far, saved):
     later = save(near, 1, 20)
     plan = plan_delete(read_catalog(near), read_attempts([near]).lineage, [saved.id])
-    _delete(near, plan.deletions[0], frozenset())
+    _delete(near, plan.deletions[0], lambda image: False)
     with pytest.raises(NotFoundError, match="not committed there any more"):
         repair(near, saved, far)
     assert entry(near, later.id).loadable

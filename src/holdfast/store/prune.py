@@ -5,14 +5,15 @@ in none of them does a checkpoint seem loadable whose images are partly gone:
 
 1. its tombstone is put: from here on it does not exist for anybody;
 2. its manifest is deleted;
-3. its images are deleted, but for those that another manifest names (an older step's image that only this one named
-   goes too) and those to be spared, and their quarantine records;
+3. its images are deleted, but for those that another manifest names, though that goes next (an older step's image that
+   only this one still named goes too), and those to be spared, and their quarantine records;
 4. its tombstone is deleted, once a newer loadable checkpoint stands on this tier: until then it keeps a roll-forward
    from bringing the step back, and afterwards roll-forward looks at newer steps only.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -140,18 +141,20 @@ def execute_prune(  # noqa: PLR0913  what, for whom, and what they know
         return
     doomed = frozenset(d.id for d in plan.deletions)
     named = read_catalog(tier, known=known).named(besides=doomed).union(spare)
+    to_come = Counter(image for deletion in plan.deletions for image in deletion.images)
     for deletion in plan.deletions:
         require_authority(authority, owner)
-        _delete(tier, deletion, named)
+        to_come.subtract(deletion.images)
+        _delete(tier, deletion, lambda image: image in named or to_come[image] > 0)
         done(deletion)
 
 
-def _delete(tier: Tier, deletion: Deletion, named: Collection[ImageId]) -> None:
+def _delete(tier: Tier, deletion: Deletion, stays: Callable[[ImageId], bool]) -> None:
     tombstone = names.tombstone_key(deletion.id)
     tier.put(tombstone, memoryview(codec.encode_tombstone(deletion.id)))
     tier.delete(names.manifest_key(deletion.id))
     for image in deletion.images:
-        if image not in named:
+        if not stays(image):
             tier.delete(names.image_key(image))
             release(tier, image)
     if deletion.drop_tombstone:

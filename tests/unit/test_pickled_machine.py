@@ -41,7 +41,7 @@ ARRAYS = [
     np.array([1, 2], ">u8"),
     np.array([1 + 2j]),
     np.array(["2026-01-01", "NaT"], "M8[ns]"),
-    np.array([1], "m8"),
+    np.array([1], "m8[s]"),
 ]
 SCALARS = [np.float32(0.1), np.int64(-1), np.bool_(True), np.complex64(1j), np.datetime64("2026-01-01"), np.str_("ab")]
 

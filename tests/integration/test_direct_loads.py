@@ -11,6 +11,7 @@ from tests.integration.place import due, until  # noqa: E402
 
 import holdfast  # noqa: E402
 from holdfast.errors import DeadlineError, StructureError  # noqa: E402
+from holdfast.store.ranged import RangedImage  # noqa: E402
 from holdfast.tiers import open_tier  # noqa: E402
 from holdfast.trainer import direct  # noqa: E402
 
@@ -112,6 +113,31 @@ def test_a_tier_that_hangs_ends_the_load_in_time(place, monkeypatch):
         state = filled(0)
         assert ckpt.load(state) == 1
         assert is_filled(state, 1)
+
+
+def test_a_read_that_answers_after_the_load_was_given_up_fills_nothing(place, monkeypatch):
+    saved(place, 1)
+    asked, answers = threading.Event(), threading.Event()
+    real, done = RangedImage.read, []
+
+    def read(image, first, buffer, **options):
+        asked.set()
+        answers.wait(60)
+        try:
+            return real(image, first, buffer, **options)
+        finally:
+            done.append(first)
+
+    monkeypatch.setattr(RangedImage, "read", read)
+    monkeypatch.setenv("HOLDFAST_LOAD_TIMEOUT_S", "3")
+    state = filled(0)
+    with holdfast.Checkpointer(place.url) as ckpt:
+        with pytest.raises(DeadlineError, match="posix"):
+            ckpt.load(state)
+        assert asked.is_set()
+        answers.set()
+        until(lambda: done and not [t for t in threading.enumerate() if t.name == "holdfast-load"], "it to end")
+        assert is_filled(state, 0)
 
 
 def test_ranks_that_need_the_same_bytes_have_them_read_once(place, forker):

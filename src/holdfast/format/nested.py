@@ -274,7 +274,7 @@ def _copied(x: Any) -> Any:
     return x
 
 
-def rebuild(container: Any, pairs: list[tuple[Any, Any]]) -> Any:
+def rebuild(container: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
     """A dict of the same kind as `container` with these items."""
     if type(container) is defaultdict:
         return defaultdict(container.default_factory, pairs)

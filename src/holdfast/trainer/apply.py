@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from holdfast.format.nested import DICTS
 from holdfast.trainer import dtensor
 from holdfast.trainer.differences import Differences
 from holdfast.trainer.match import Matcher
@@ -20,7 +21,7 @@ from holdfast.trainer.placing import Build
 from holdfast.trainer.portions import Filling, filling_of
 from holdfast.trainer.saved import Saved, SavedTensor, Source
 from holdfast.trainer.selection import Selection
-from holdfast.trainer.walk import DICTS, Walk
+from holdfast.trainer.walk import Walk
 
 
 class LoadPlan:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 MOST_READ = 1.05
 """What all ranks together may read for each byte of the images; above that they are better read once for the node."""
 _BAD = (*DAMAGE, TierError)
+_LAST_COPY_S = 1.0
+"""Within this a thread that is not in a read has copied what it was copying: 16 MiB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,25 @@ class _Opened:
     images: list[RangedImage]
     sources: list[Source]
     size_bytes: int
+
+
+class _Count:
+    """Bytes read; told of after each read and before anything of it is copied. Threads: any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given_up = False
+        self.n_bytes = 0
+
+    def give_up(self) -> None:
+        """A read that answers from now on is an error: the tensors may be another load's by then."""
+        self._given_up = True
+
+    def __call__(self, n_bytes: int) -> None:
+        if self._given_up:
+            raise DeadlineError("this load was given up before", hint="load again, or restart the job")
+        with self._lock:
+            self.n_bytes += n_bytes
 
 
 @dataclass
@@ -61,6 +82,7 @@ class DirectLoad:
     notes: list[str] = field(default_factory=list)
     read_bytes: int = 0
     differences: Differences = field(default_factory=Differences)
+    _count: _Count = field(default_factory=_Count)
 
     def run(self, checkpoint: CheckpointId, state: dict[str, Any], *, strict: bool) -> bool:
         """Load the checkpoint. False: it is better loaded in another way, or cannot be had so; `notes` say why.
@@ -68,8 +90,7 @@ class DirectLoad:
         Raises: StructureError, UnsupportedValueError before anything is copied; LoadError; DeadlineError.
         """
         with contextlib.ExitStack() as stack:
-            count = _Count()
-            opened = self._each(lambda: self._open(stack, checkpoint, state, count))
+            opened = self._each(lambda: self._open(stack, checkpoint, state))
             if opened is None:
                 return False
             plan = self._each(lambda: self._plan(opened, state, strict=strict))
@@ -79,12 +100,11 @@ class DirectLoad:
             if self._each(lambda: self._fill(plan, opened)) is None:
                 return False
             self.talk.each(plan.finish)
-            self.read_bytes, self.differences = sum(self.talk.gather(count.n_bytes)), plan.differences
+            self.read_bytes, self.differences = sum(self.talk.gather(self._count.n_bytes)), plan.differences
             return True
 
     def _each(self, work: Callable[[], T]) -> T | None:
         """This rank's result; None when the tier failed any rank, which is noted."""
-
         mine: list[T] = []
 
         def attempt() -> str | None:
@@ -98,13 +118,11 @@ class DirectLoad:
         self.notes += [f"directly from {self.tier}: {problem}" for problem in problems]
         return None if problems else mine[0]
 
-    def _open(
-        self, stack: contextlib.ExitStack, checkpoint: CheckpointId, state: dict[str, Any], count: _Count
-    ) -> _Opened:
+    def _open(self, stack: contextlib.ExitStack, checkpoint: CheckpointId, state: dict[str, Any]) -> _Opened:
         tier = self._in_time(lambda: _open_tier(self.settings, self.tier))
         stack.callback(tier.close)
         needed = partial(ranks_needed, state, rank=self.talk.rank, world_size=self.talk.size)
-        return self._in_time(lambda: _open_images(tier, checkpoint, needed, count))
+        return self._in_time(lambda: _open_images(tier, checkpoint, needed, self._count))
 
     def _plan(self, opened: _Opened, state: dict[str, Any], *, strict: bool) -> LoadPlan:
         return plan_load(state, opened.sources, rank=self.talk.rank, world_size=self.talk.size, strict=strict)
@@ -119,19 +137,7 @@ class DirectLoad:
 
     def _in_time(self, call: Callable[[], T]) -> T:
         limit_s = self.settings.load_timeout_s
-        return in_time(call, limit_s, f"reading from tier {self.tier!r}")
-
-
-class _Count:
-    """Bytes read. Threads: any."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.n_bytes = 0
-
-    def __call__(self, n_bytes: int) -> None:
-        with self._lock:
-            self.n_bytes += n_bytes
+        return in_time(call, limit_s, f"reading from tier {self.tier!r}", give_up=self._count.give_up)
 
 
 def _open_tier(settings: Settings, name: str) -> Tier:
@@ -154,10 +160,10 @@ def _open_images(
     return _Opened(images, opened.sources(images, ranks), sum(r.size_bytes for r in manifest.images))
 
 
-def in_time(call: Callable[[], T], limit_s: float, what: str) -> T:
+def in_time(call: Callable[[], T], limit_s: float, what: str, *, give_up: Callable[[], None]) -> T:
     """`call()` in a thread of its own, for so long: a file system that hangs lets nobody go.
 
-    Raises: DeadlineError, and the thread is left to itself; what `call` raises.
+    Raises: DeadlineError, and the thread is left to itself, after `give_up()`; what `call` raises.
     """
     found: list[T] = []
     errors: list[Exception] = []
@@ -170,8 +176,14 @@ def in_time(call: Callable[[], T], limit_s: float, what: str) -> T:
 
     thread = threading.Thread(target=work, name="holdfast-load", daemon=True)
     thread.start()
-    thread.join(limit_s)
-    if errors:
+    try:
+        thread.join(limit_s)
+    finally:  # also by Ctrl-C
+        late = thread.is_alive()
+        if late:
+            give_up()
+            thread.join(_LAST_COPY_S)
+    if errors and not late:
         raise errors[0]
     if not found:
         raise DeadlineError(f"{what} took longer than {limit_s:g} s", hint="look at the tier, then restart the job")

@@ -14,6 +14,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from holdfast.format.nested import DICTS, rebuild
 from holdfast.format.plain import Opaque, TensorRef
 from holdfast.trainer import dtensor
 from holdfast.trainer.differences import MARKED, Differences
@@ -32,7 +33,7 @@ from holdfast.trainer.placing import MISSING, Build, give, put
 from holdfast.trainer.saved import OWN_PATHS, Saved, SavedTensor
 from holdfast.trainer.selection import Selection
 from holdfast.trainer.values import GeneratorState, dtype_name, dtype_of, form_of
-from holdfast.trainer.walk import DICTS, Walk, is_stateful, rebuild
+from holdfast.trainer.walk import Walk, is_stateful
 
 _CPU = torch.device("cpu")
 

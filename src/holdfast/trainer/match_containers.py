@@ -9,9 +9,10 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from holdfast.format.nested import DICTS
 from holdfast.trainer.per_rank import PerRank
 from holdfast.trainer.placing import MISSING, Build, refill, replace
-from holdfast.trainer.walk import DICTS, is_stateful
+from holdfast.trainer.walk import is_stateful
 
 if TYPE_CHECKING:
     from holdfast.trainer.match import Matcher, Scope

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from holdfast.format.nested import DICTS
 from holdfast.trainer.match_containers import is_more
 from holdfast.trainer.placing import MISSING, Build, put
-from holdfast.trainer.walk import DICTS
 
 if TYPE_CHECKING:
     from holdfast.trainer.match import Matcher, Scope

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from holdfast.format.nested import DICTS
 from holdfast.format.plain import TensorRef
 from holdfast.trainer import dtensor
 from holdfast.trainer.picture import check_tensor
 from holdfast.trainer.placing import MISSING, Build, give
 from holdfast.trainer.values import form_of
-from holdfast.trainer.walk import DICTS
 
 if TYPE_CHECKING:
     from holdfast.trainer.match import Matcher, Scope

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from holdfast.errors import CorruptError, NotFoundError, StructureError, UsageError
-from holdfast.format.nested import is_reserved
+from holdfast.format.nested import DICTS, is_reserved
 from holdfast.format.plain import Opaque, TensorRef
 from holdfast.model.manifest import TensorRecord
 from holdfast.store.ranged import RangedImage
@@ -20,7 +20,7 @@ from holdfast.trainer.opened import Opened
 from holdfast.trainer.placing import MISSING
 from holdfast.trainer.portions import filling_of
 from holdfast.trainer.saved import OWN_PATHS, Saved, Source, tree_of
-from holdfast.trainer.walk import DICTS, Walk
+from holdfast.trainer.walk import Walk
 
 _MOST_PARTS = 64
 """More names than this below another are those of a module, not the parts of one tensor."""

@@ -8,8 +8,7 @@ out of a dict, and None in a list.
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from holdfast.errors import HoldfastError, UnsupportedValueError, UsageError
+from holdfast.format.nested import DICTS, rebuild
 from holdfast.format.plain import MAX_DEPTH, Opaque, TensorRef
 from holdfast.trainer import encoders
 from holdfast.trainer.modules import Block, PlainModule, is_plain, named_parameters, state_dict_of
@@ -42,18 +42,6 @@ def is_stateful(x: object) -> bool:
         and callable(getattr(x, "state_dict", None))
         and callable(getattr(x, "load_state_dict", None))
     )
-
-
-def rebuild(container: Any, pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """A dict of the same kind as `container` with these items."""
-    if type(container) is defaultdict:
-        return defaultdict(container.default_factory, pairs)
-    if type(container) is Counter:
-        return Counter(dict(pairs))
-    return type(container)(pairs)
-
-
-DICTS = (dict, OrderedDict, defaultdict, Counter)
 
 
 def _ask(path: str, method: Callable[[], Any], what: str = "give its state_dict()") -> Any:

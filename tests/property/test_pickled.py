@@ -9,8 +9,7 @@ from collections import Counter, OrderedDict, defaultdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from tests.property.test_format_plain_values import FACTORIES, TEXT, canon
+from tests.property.test_format_plain_values import ARRAYS, FACTORIES, TEXT, canon
 
 from holdfast.errors import CorruptError, UnsupportedValueError
 from holdfast.format.pickled.archive import read_directory
@@ -26,8 +25,6 @@ LEAVES = st.one_of(
     TEXT,
     st.binary(max_size=8),
 )
-DTYPES = hnp.scalar_dtypes().filter(lambda d: d.kind != "O" and d.itemsize)
-ARRAYS = hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, min_side=0, max_side=3))
 SCALARS = ARRAYS.filter(lambda a: a.size and a.dtype.kind not in "SU").map(lambda a: a.flat[0])
 KEYS = st.recursive(
     LEAVES,
